@@ -1,0 +1,1 @@
+"""mast-ops: Masked Augmentation Subspace Training for PyTorch."""
