@@ -1,7 +1,8 @@
 """The vocabulary of checks: every public boundary calls these, and only these, before any work.
 
-Each message names the argument, what was got and what was wanted. Checks that read a tensor's *values* run
-on CPU tensors in eager mode only, where they are free of a device synchronisation and of a graph break.
+Each message names the argument, what was got and what was wanted. A check that reads a tensor's *values*
+reads them only where that costs neither a device synchronisation nor a graph break; elsewhere it asserts on
+the device.
 """
 
 import math
@@ -27,20 +28,22 @@ def check_views(z0: Tensor, z1: Tensor, names: tuple[str, str] = ("z0", "z1")) -
     """Two embeddings of one shape, dtype and device."""
     check_embedding(names[0], z0)
     check_embedding(names[1], z1)
+    check_alike(names[1], z1, names[0], z0)
+
+
+def check_alike(name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
+    """One shape, dtype and device."""
     for what, got, wanted in (
-        ("shape", tuple(z1.shape), tuple(z0.shape)),
-        ("dtype", z1.dtype, z0.dtype),
-        ("device", z1.device, z0.device),
+        ("shape", tuple(tensor.shape), tuple(other.shape)),
+        ("dtype", tensor.dtype, other.dtype),
+        ("device", tensor.device, other.device),
     ):
         if got != wanted:
-            raise ValueError(f"{names[1]}: got {what} {got}, wanted {wanted}, that of {names[0]}")
+            raise ValueError(f"{name}: got {what} {got}, wanted {wanted}, that of {other_name}")
 
 
 def check_masks(masks: Tensor, z: Tensor | None = None, name: str = "masks") -> None:
-    """Non-empty (K, D) masks that go with an embedding: D and device agree, and the dtype too.
-
-    float32 masks also go with a half-precision embedding: that is what a head gives under autocast.
-    """
+    """Non-empty (K, D) floating-point masks; with an embedding, of its D, device and dtype."""
     if not isinstance(masks, Tensor):
         raise TypeError(f"{name}: got {type(masks).__name__}, wanted a tensor of shape (K, D)")
     if masks.dim() != 2:
@@ -55,12 +58,7 @@ def check_masks(masks: Tensor, z: Tensor | None = None, name: str = "masks") -> 
         raise ValueError(
             f"{name}: got {tuple(masks.shape)}, wanted (K, {z.shape[1]}) for an embedding of shape {tuple(z.shape)}"
         )
-    if masks.device != z.device:
-        raise ValueError(f"{name}: got device {masks.device}, wanted {z.device}, that of the embedding")
-    half = z.dtype in (torch.float16, torch.bfloat16)
-    if masks.dtype != z.dtype and not (half and masks.dtype == torch.float32):
-        wanted = f"{z.dtype} or torch.float32" if half else f"{z.dtype}"
-        raise TypeError(f"{name}: got dtype {masks.dtype}, wanted {wanted} for an embedding of {z.dtype}")
+    _check_companion(name, masks, z)
 
 
 def check_subspace(subspace: Tensor, num_samples: int, num_subspaces: int, device: torch.device) -> None:
@@ -73,12 +71,34 @@ def check_subspace(subspace: Tensor, num_samples: int, num_subspaces: int, devic
         raise ValueError(f"subspace: got shape {tuple(subspace.shape)}, wanted ({num_samples},), one per sample")
     if subspace.device != device:
         raise ValueError(f"subspace: got device {subspace.device}, wanted {device}, that of the embedding")
+    wanted = f"wanted 0 to {num_subspaces - 1} for K={num_subspaces}"
     if values_are_free(subspace):
         low, high = int(subspace.min()), int(subspace.max())
         if low < 0 or high >= num_subspaces:
-            raise ValueError(
-                f"subspace: got indices from {low} to {high}, wanted 0 to {num_subspaces - 1} for K={num_subspaces}"
-            )
+            raise ValueError(f"subspace: got indices from {low} to {high}, {wanted}")
+    else:
+        inside = (subspace >= 0) & (subspace < num_subspaces)
+        torch._assert_async(inside.all(), f"subspace: got an index out of range, {wanted}")
+
+
+def check_log_variance(name: str, log_variance: Tensor, z: Tensor) -> None:
+    """An (N, 1), (N, K) or (N, D) floating-point tensor beside an (N, D) embedding."""
+    check_embedding(name, log_variance)
+    if log_variance.shape[0] != z.shape[0]:
+        raise ValueError(
+            f"{name}: got shape {tuple(log_variance.shape)}, wanted {z.shape[0]} rows, one per sample of the embedding"
+        )
+    _check_companion(name, log_variance, z)
+
+
+def _check_companion(name: str, tensor: Tensor, z: Tensor) -> None:
+    """On the embedding's device, and of its dtype; float32 also goes with half precision, as under autocast."""
+    if tensor.device != z.device:
+        raise ValueError(f"{name}: got device {tensor.device}, wanted {z.device}, that of the embedding")
+    half = z.dtype in (torch.float16, torch.bfloat16)
+    if tensor.dtype != z.dtype and not (half and tensor.dtype == torch.float32):
+        wanted = f"{z.dtype} or torch.float32" if half else f"{z.dtype}"
+        raise TypeError(f"{name}: got dtype {tensor.dtype}, wanted {wanted} for an embedding of {z.dtype}")
 
 
 def check_min_samples(num_samples: int, wanted: int, why: str, name: str = "z0") -> None:

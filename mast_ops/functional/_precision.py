@@ -1,0 +1,19 @@
+"""One rule of precision for every function: reductions never run below float32."""
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor
+
+_HALF = (torch.float16, torch.bfloat16)
+
+
+def widen(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Half precision becomes float32; float32 and float64 stay as they are."""
+    return tuple(t.float() if t.dtype in _HALF else t for t in tensors)
+
+
+def no_autocast(z: Tensor) -> AbstractContextManager[object]:
+    """Autocast would send the matrix products of a widened float32 tensor back to half precision."""
+    kind = z.device.type
+    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()

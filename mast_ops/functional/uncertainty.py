@@ -1,0 +1,146 @@
+"""Invariance of positive pairs, reweighted by a predicted variance."""
+
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from mast_ops._checks import check_alike, check_choice, check_log_variance
+from mast_ops.functional._precision import no_autocast, widen
+from mast_ops.functional.pairs import COSINE_EPS, check_pairs, pool, pooled_cosine, select_rows
+
+Distance = Literal["squared", "cosine"]
+Granularity = Literal["sample", "subspace", "dimension"]
+
+DISTANCES: tuple[Distance, ...] = get_args(Distance)
+GRANULARITIES: tuple[Granularity, ...] = get_args(Granularity)
+
+
+def combine_log_variance(log_variance0: Tensor, log_variance1: Tensor) -> Tensor:
+    """Log-variance of the difference of two independent Gaussians: ``log(exp(a) + exp(b))``, without overflow.
+
+    Args:
+        log_variance0: Natural log of the first view's variance, any shape, floating point.
+        log_variance1: The same for the second view.
+
+    Returns:
+        A tensor of the same shape.
+
+    Raises:
+        ValueError: Shapes, dtypes or devices differ.
+
+    Source: ours.
+
+    Example:
+        >>> import torch
+        >>> from mast_ops.functional import combine_log_variance
+        >>> combine_log_variance(torch.zeros(2), torch.tensor([0.0, 200.0]))
+        tensor([  0.6931, 200.0000])
+    """
+    check_alike("log_variance1", log_variance1, "log_variance0", log_variance0)
+    return torch.logaddexp(log_variance0, log_variance1)
+
+
+def uncertainty_invariance(
+    z0: Tensor,
+    z1: Tensor,
+    masks: Tensor,
+    log_variance: Tensor | None = None,
+    subspace: Tensor | None = None,
+    distance: Distance = "squared",
+    granularity: Granularity | None = None,
+) -> Tensor:
+    """Masked invariance of every pair, reweighted by the pair's predicted variance.
+
+    Without ``log_variance``, the masked mean-squared error: ``d_ik = mean_d (m_kd (z0_id - z1_id))^2``, or
+    one minus the masked cosine. With it, the negative log-likelihood of the masked difference as a Gaussian
+    of variance ``v``, each dimension counted by its squared mask::
+
+        mean_d m_kd^2 [ (z0_id - z1_id)^2 / (2 v) + log(v) / 2 ]       squared
+        (1 - cos_ik) / (2 v) + log(v) / 2                               cosine
+
+    so that an ambiguous pair counts less, at a price that grows with the doubt. The log counts by the mask as
+    well: a dimension that a subspace leaves out says nothing about its variance.
+
+    Args:
+        z0: Embedding of the first view, (N, D), floating point.
+        z1: Embedding of the second view, (N, D), same dtype and device.
+        masks: One mask per subspace, (K, D).
+        log_variance: Natural log of the *pair's* variance (see :func:`combine_log_variance`): (N, 1) per
+            sample, (N, K) per subspace, or (N, D) per dimension.
+        subspace: (N,) int64. With it, sample i counts in subspace ``subspace[i]`` alone.
+        distance: ``"squared"`` or ``"cosine"``.
+        granularity: What the columns of ``log_variance`` are; by default told from their number, and asked
+            for only where K == D > 1 leaves that open.
+
+    Returns:
+        (N, K), or (N,) with ``subspace``. float32 for half-precision input, else the dtype of ``z0``.
+
+    Raises:
+        ValueError, TypeError: The arguments disagree in shape, dtype or device, are empty or integer,
+            ``subspace`` is out of range, or a variance per dimension is asked of the cosine.
+
+    Source: the paper's abstract (arXiv 2303.03679) states that uncertainty reweights ambiguous samples; the
+    likelihood is that of Kendall and Gal 2017 (arXiv 1703.04977), and its masked form is ours.
+
+    Example:
+        >>> import torch
+        >>> from mast_ops.functional import uncertainty_invariance
+        >>> z0, z1, masks = torch.zeros(2, 4), torch.ones(2, 4), torch.ones(1, 4)
+        >>> uncertainty_invariance(z0, z1, masks).flatten()
+        tensor([1., 1.])
+        >>> sure, unsure = torch.tensor([[-2.0], [2.0]])
+        >>> uncertainty_invariance(z0, z1, masks, torch.stack([sure, unsure])).flatten()
+        tensor([2.6945, 1.0677])
+    """
+    check_choice("distance", distance, DISTANCES)
+    if granularity is not None:
+        check_choice("granularity", granularity, GRANULARITIES)
+    check_pairs(z0, z1, masks, subspace)
+    if log_variance is not None:
+        granularity = _resolve_granularity(log_variance, z0, masks, granularity)
+        if granularity == "dimension" and distance == "cosine":
+            raise ValueError("distance: got 'cosine' with a variance per dimension, wanted 'squared'")
+    with no_autocast(z0):
+        z0, z1, masks = widen(z0, z1, masks)
+        if log_variance is None:
+            return _gap(z0, z1, masks, subspace, distance)
+        (log_variance,) = widen(log_variance)
+        if granularity == "dimension":
+            twice_nll = (z0 - z1).square() * torch.exp(-log_variance) + log_variance
+            return pool(twice_nll, masks, subspace) / (2 * z0.shape[1])
+        if subspace is not None:
+            own_column = subspace[:, None] if granularity == "subspace" else torch.zeros_like(subspace[:, None])
+            log_variance = log_variance.gather(1, own_column).squeeze(1)
+        price = log_variance if distance == "cosine" else log_variance * _mass(masks, subspace)
+        return (_gap(z0, z1, masks, subspace, distance) * torch.exp(-log_variance) + price) / 2
+
+
+def _gap(z0: Tensor, z1: Tensor, masks: Tensor, subspace: Tensor | None, distance: Distance) -> Tensor:
+    if distance == "cosine":
+        return 1 - pooled_cosine(z0, z1, masks, subspace, COSINE_EPS)
+    return pool((z0 - z1).square(), masks, subspace) / z0.shape[1]
+
+
+def _mass(masks: Tensor, subspace: Tensor | None) -> Tensor:
+    """Share of the dimensions that a mask lets through, ``mean_d m_kd^2``: (K,), or (N,) with ``subspace``."""
+    mass = masks.square().mean(dim=1)
+    return mass if subspace is None else select_rows(mass[:, None], subspace).squeeze(1)
+
+
+def _resolve_granularity(
+    log_variance: Tensor, z: Tensor, masks: Tensor, granularity: Granularity | None
+) -> Granularity:
+    check_log_variance("log_variance", log_variance, z)
+    width = log_variance.shape[1]
+    widths: dict[Granularity, int] = {"sample": 1, "subspace": masks.shape[0], "dimension": z.shape[1]}
+    fitting = [name for name in widths if widths[name] == width]
+    if granularity is None and fitting == ["subspace", "dimension"]:
+        raise ValueError(
+            f"granularity: got None, wanted 'subspace' or 'dimension': log_variance of shape "
+            f"{tuple(log_variance.shape)} fits both K={width} and D={width}"
+        )
+    if not fitting or (granularity is not None and granularity not in fitting):
+        wanted = [f"(N, {widths[name]}) per {name}" for name in widths if granularity in (None, name)]
+        raise ValueError(f"log_variance: got shape {tuple(log_variance.shape)}, wanted {' or '.join(wanted)}")
+    return granularity or fitting[0]
