@@ -1,0 +1,249 @@
+"""What the masks and the predicted uncertainty say about the augmentations: pure functions on tensors.
+
+The paper (arXiv 2303.03679, abstract) reports how augmentations relate and that uncertainty reflects learning
+difficulty; the measures here are ours. A subspace weighs dimension d by m_kd squared, so the sign of a mask
+value has no meaning and magnitudes count throughout.
+
+Results carry no gradient, are on the input's device, and are float32, or float64 where an input is. NaN or
+infinity gives NaN where a result can hold it, and a ValueError where not (bool, a bin): a GPU synchronises.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mast_ops._checks import check_fraction, check_masks
+
+
+class Sharing(NamedTuple):
+    """Every dimension is either unique to one row, shared by several rows, or unused by all."""
+
+    unique: Tensor  # (K, D) bool: open in subspace k and in no other
+    shared: Tensor  # (K, D) bool: open in subspace k and in at least one other
+    unused: Tensor  # (D,) bool: open in no subspace
+
+
+class GroupUncertainty(NamedTuple):
+    log_variance: Tensor  # (num_groups,) mean predicted log-variance, NaN for a group with no samples
+    samples: Tensor  # (num_groups,) int64: how many samples the group has
+
+
+class StrengthUncertainty(NamedTuple):
+    strength: Tensor  # (bins,) the bins' centres, in the unit of the strength
+    log_variance: Tensor  # (bins,) mean predicted log-variance, NaN for a bin with no samples
+    samples: Tensor  # (bins,) int64: how many samples the bin has
+
+
+def open_dimensions(masks: Tensor, threshold: float = 0.5) -> Tensor:
+    """Which dimensions each subspace uses: those with |m_kd| >= threshold * max_d |m_kd|, zeros excepted.
+
+    Relative to the row's largest value, because masks may be unbounded (ReLU) or of a fixed norm, and a row
+    times a constant selects the same features. The price: a row that is evenly almost closed counts as open
+    everywhere (look at its values too), and one outlier closes all the rest.
+
+    Args:
+        masks: (K, D) masks.
+        threshold: from 0 (every value but zero) to 1 (the largest alone). At the default 0.5 an open
+            dimension has at least a quarter of the strongest one's weight in a masked squared distance.
+
+    Returns:
+        (K, D) bool. A row of zeros opens nothing.
+
+    Raises:
+        TypeError, ValueError: masks are not a finite floating-point (K, D); threshold is not from 0 to 1.
+
+    >>> open_dimensions(torch.tensor([[0.9, 0.8, 0.1], [0.0, 0.0, 0.0]])).tolist()
+    [[True, True, False], [False, False, False]]
+    """
+    check_masks(masks)
+    check_fraction("threshold", threshold)
+    _check_finite("masks", masks)
+    return _open(masks, threshold)
+
+
+def mask_density(masks: Tensor, threshold: float = 0.5) -> Tensor:
+    """The fraction of the D dimensions that each subspace uses. Arguments: see `open_dimensions`.
+
+    Returns:
+        (K,) from 0 to 1: 0 for a row of zeros, NaN for a row that holds NaN or infinity.
+
+    Raises:
+        TypeError, ValueError: masks are not a non-empty floating-point (K, D); threshold is not from 0 to 1.
+
+    >>> mask_density(torch.tensor([[4.0, 3.0, 0.5, 0.0], [0.0, 0.0, 0.0, 0.2]]))
+    tensor([0.5000, 0.2500])
+    """
+    check_masks(masks)
+    check_fraction("threshold", threshold)
+    density = _open(masks, threshold).to(_wide(masks).dtype).mean(dim=1)
+    return density.masked_fill(~masks.isfinite().all(dim=1), torch.nan)
+
+
+def mask_overlap(masks: Tensor) -> Tensor:
+    """How augmentations relate: the cosine between the magnitudes of each two rows of (K, D) masks.
+
+    0: two subspaces have no dimension in common; 1: they are the same up to a scale. Rows that have nothing
+    to do with each other overlap too (uniform on [0, 1]: 0.75), so compare values with one another.
+
+    Returns:
+        (K, K), symmetric, from 0 to 1. The diagonal is 1, but a row of zeros overlaps with nothing, itself
+        included: 0. A row that holds NaN or infinity makes its row and column NaN.
+
+    Raises:
+        TypeError, ValueError: masks are not a non-empty floating-point (K, D).
+
+    >>> mask_overlap(torch.tensor([[2.0, 0.0], [3.0, 4.0]]))
+    tensor([[1.0000, 0.6000],
+            [0.6000, 1.0000]])
+    """
+    check_masks(masks)
+    rows = masks.detach().double().abs()  # autocast leaves double alone
+    largest = rows.amax(dim=1, keepdim=True)
+    rows = torch.nn.functional.normalize(rows / largest.masked_fill(largest == 0, 1), dim=1)
+    overlap = rows @ rows.T
+    overlap = ((overlap + overlap.T) / 2).clamp(0, 1)
+    itself = torch.eye(len(masks), dtype=torch.bool, device=masks.device) & (overlap > 0)
+    return overlap.masked_fill(itself, 1).to(_wide(masks).dtype)
+
+
+def mask_sharing(masks: Tensor, threshold: float = 0.5) -> Sharing:
+    """Which dimensions only one subspace uses, which several use, and which none does.
+
+    Arguments and errors: `open_dimensions`. Returns bool (K, D), (K, D) and (D,), see `Sharing`.
+
+    >>> sharing = mask_sharing(torch.tensor([[1.0, 1.0, 0.0, 0.0], [0.0, 1.0, 1.0, 0.0]]))
+    >>> sharing.unique.sum(dim=1).tolist(), sharing.shared.sum(dim=1).tolist(), sharing.unused.tolist()
+    ([1, 1], [1, 1], [False, False, False, True])
+    """
+    used = open_dimensions(masks, threshold)
+    users = used.sum(dim=0)
+    return Sharing(used & (users == 1), used & (users > 1), users == 0)
+
+
+def uncertainty_by_group(log_variance: Tensor, group: Tensor, num_groups: int) -> GroupUncertainty:
+    """Mean predicted uncertainty per group of samples, for example per augmentation or per class.
+
+    The mean is of the log-variance, the unit that a head predicts: its exp is the geometric mean of the
+    variances, which a few samples with huge variances do not dominate.
+
+    Args:
+        log_variance: (N,) one per sample (that of its own subspace, where there are K).
+        group: (N,) int64 indices from 0 to num_groups - 1.
+        num_groups: how many groups there are, with samples or not.
+
+    Returns:
+        `GroupUncertainty(log_variance, samples)`, both (num_groups,). A group with no samples has NaN; a NaN
+        or infinity in log_variance reaches its own group alone.
+
+    Raises:
+        TypeError, ValueError: log_variance is not a non-empty floating-point (N,); group is not int64 of the
+            same shape and device, or leaves its range; num_groups is not an integer >= 1.
+
+    >>> uncertainty_by_group(torch.tensor([0.0, 2.0, 5.0]), torch.tensor([0, 0, 2]), num_groups=3)
+    GroupUncertainty(log_variance=tensor([1., nan, 5.]), samples=tensor([2, 0, 1]))
+    """
+    _check_vector("log_variance", log_variance)
+    _check_vector("group", group, ("log_variance", log_variance), index=True)
+    _check_count("num_groups", num_groups)
+    low, high = int(group.min()), int(group.max())
+    if low < 0 or high >= num_groups:
+        raise ValueError(f"group: got indices from {low} to {high}, wanted 0 to {num_groups - 1}")
+    samples = torch.bincount(group, minlength=num_groups)
+    total = torch.zeros(num_groups, dtype=torch.float64, device=group.device)
+    total.index_add_(0, group, log_variance.detach().double())
+    return GroupUncertainty((total / samples).to(_wide(log_variance).dtype), samples)
+
+
+def uncertainty_by_strength(log_variance: Tensor, strength: Tensor, bins: int = 8) -> StrengthUncertainty:
+    """Mean predicted log-variance in bins of equal width over the strength of one augmentation.
+
+    Args:
+        log_variance: (N,) one log-variance per sample.
+        strength: (N,) floating point, how strong each sample's augmentation was, in any unit.
+        bins: how many, from the smallest strength to the largest; 8 leave 32 of 256 samples to each.
+
+    Returns:
+        `StrengthUncertainty(strength, log_variance, samples)`, each (bins,). An empty bin has NaN; a NaN or
+        infinity in log_variance reaches its own bin alone. Equal strengths all fall into the first bin.
+
+    Raises:
+        TypeError, ValueError: log_variance or strength is not a non-empty floating-point (N,), they differ in
+            shape or device, strength is not finite, or bins is not an integer >= 1.
+
+    >>> curve = uncertainty_by_strength(torch.tensor([1.0, 3.0, 6.0]), torch.tensor([0.0, 1.0, 4.0]), bins=2)
+    >>> curve.strength.tolist(), curve.log_variance.tolist(), curve.samples.tolist()
+    ([1.0, 3.0], [2.0, 6.0], [2, 1])
+    """
+    _check_vector("log_variance", log_variance)
+    _check_vector("strength", strength, ("log_variance", log_variance))
+    _check_finite("strength", strength)
+    _check_count("bins", bins)
+    exact = strength.detach().double()
+    low, high = exact.aminmax()
+    place = ((exact - low) / (high - low)).nan_to_num(0.0)  # 0 / 0 where all strengths are equal
+    centres = low + (high - low) * (torch.arange(bins, device=strength.device) + 0.5) / bins
+    by_bin = uncertainty_by_group(log_variance, (place * bins).long().clamp(0, bins - 1), bins)
+    return StrengthUncertainty(centres.to(_wide(strength).dtype), *by_bin)
+
+
+def spearman(x: Tensor, y: Tensor) -> Tensor:
+    """Spearman's rank correlation, ties having their average rank: does y rise with x, on any scale?
+
+    Args:
+        x, y: (N,) floating point, for example strength and predicted log-variance.
+
+    Returns:
+        A scalar from -1 to 1; NaN where x or y is constant (N = 1 too) or holds NaN or infinity.
+
+    Raises:
+        TypeError, ValueError: x or y is not a non-empty floating-point (N,); they differ in shape or device.
+
+    >>> spearman(torch.tensor([1.0, 2.0, 3.0, 4.0]), torch.tensor([1.0, 10.0, 1000.0, 100.0]))
+    tensor(0.8000)
+    """
+    _check_vector("x", x)
+    _check_vector("y", y, ("x", x))
+    a, b = _ranks(x.detach()), _ranks(y.detach())
+    rho = (a @ b / ((a @ a) * (b @ b)).sqrt()).clamp(-1, 1)
+    rho = rho.masked_fill(~(x.isfinite() & y.isfinite()).all(), torch.nan)
+    return rho.to(torch.promote_types(_wide(x).dtype, y.dtype))
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.detach().to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _open(masks: Tensor, threshold: float) -> Tensor:
+    size = _wide(masks).abs()
+    return (size >= threshold * size.amax(dim=1, keepdim=True)) & (size > 0)
+
+
+def _ranks(x: Tensor) -> Tensor:
+    """Twice the average rank, centred at 0."""
+    ascending = x.sort().values
+    smaller, not_larger = torch.searchsorted(ascending, x), torch.searchsorted(ascending, x, right=True)
+    return (smaller + not_larger - len(x)).double()
+
+
+def _check_finite(name: str, x: Tensor) -> None:
+    if not x.isfinite().all():
+        raise ValueError(f"{name}: got NaN or infinity, wanted finite values")
+
+
+def _check_count(name: str, value: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name}: got {value!r}, wanted an integer >= 1")
+
+
+def _check_vector(name: str, x: Tensor, like: tuple[str, Tensor] | None = None, index: bool = False) -> None:
+    """A non-empty floating-point (an index: int64) tensor (N,), with the shape and device of another."""
+    kind = "torch.int64" if index else "floating-point"
+    if not isinstance(x, Tensor) or not (x.dtype == torch.int64 if index else x.is_floating_point()):
+        got = f"dtype {x.dtype}" if isinstance(x, Tensor) else type(x).__name__
+        raise TypeError(f"{name}: got {got}, wanted a {kind} tensor of shape (N,)")
+    if x.dim() != 1 or len(x) == 0:
+        raise ValueError(f"{name}: got shape {tuple(x.shape)}, wanted (N,), one value per sample, N >= 1")
+    if like is not None and (x.shape, x.device) != (like[1].shape, like[1].device):
+        got, wanted = (f"shape {tuple(t.shape)} on {t.device}" for t in (x, like[1]))
+        raise ValueError(f"{name}: got {got}, wanted {wanted}, as {like[0]}")

@@ -1,0 +1,185 @@
+"""The head: any projector, K masks over its output, and optionally a predictor of uncertainty."""
+
+import json
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from mast_ops._checks import check_choice, check_embedding, check_names
+from mast_ops._widths import infer_width
+from mast_ops.functional._precision import no_autocast
+from mast_ops.functional.uncertainty import GRANULARITIES, Granularity
+from mast_ops.masks import MaskParameterization, make_masks
+from mast_ops.output import SubspaceOutput
+
+_MAX_LOG_VARIANCE = 8.0
+
+
+class MaskedSubspaceHead(nn.Module):
+    """A projector with K learnable masks over its D output dimensions, one per augmentation.
+
+    Works under DDP, ``torch.compile``, ``torch.export``, autocast and ``copy.deepcopy`` (BYOL's target). The
+    ``state_dict`` carries the names of the subspaces, and a head with other subspaces refuses it before
+    anything is loaded.
+
+    Args:
+        projector: Maps backbone features to an (N, D) embedding.
+        subspaces: The names of the subspaces in the order of their indices ("crop", "color", ...), or their
+            number K, for the names "0", "1", ...
+        masks: How masks are parameterised: ``"sigmoid"`` (default: bounded, and with a coverage floor the
+            form that did not collapse), ``"relu"``, ``"softplus"``, ``"hard_concrete"``, ``"normalized"``,
+            or a :class:`mast_ops.masks.MaskParameterization` of your own.
+        uncertainty: What gets a predicted variance: None (default), every ``"sample"``, every ``"subspace"``
+            of a sample, or every ``"dimension"`` of a sample. A linear layer on the projector's input
+            predicts it; it starts at variance 1, that of a standardised dimension.
+        input_dim: Width of the projector's input; read off its layers by default. Needed for ``uncertainty``
+            alone.
+        output_dim: D; read off the projector's layers by default.
+
+    Raises:
+        ValueError: No or repeated names, a width that the projector's layers leave open (pass the argument
+            that the message names), masks of another shape.
+        TypeError: Names that are not strings, or a bare string for ``subspaces``.
+
+    Shape:
+        - Input: whatever the projector takes; (N, input_dim) with ``uncertainty``.
+        - Output: :class:`mast_ops.SubspaceOutput` of the embedding (N, D), masks (K, D) and log-variances:
+          None, (N, 1), (N, K) or (N, D), in (-8, 8), float32 under autocast.
+
+    Source: the paper's abstract (arXiv 2303.03679) for learnable masks on one feature space and for
+    uncertainty; parameterisations and predictor are ours.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from mast_ops import MaskedSubspaceHead
+        >>> projector = nn.Sequential(nn.Linear(512, 256), nn.ReLU(), nn.Linear(256, 128))
+        >>> head = MaskedSubspaceHead(projector, subspaces=["crop", "color"], uncertainty="subspace")
+        >>> out = head(torch.randn(8, 512))
+        >>> out.embedding.shape, out.masks.shape, out.log_variance.shape
+        (torch.Size([8, 128]), torch.Size([2, 128]), torch.Size([8, 2]))
+        >>> head.subspace_view(out, "color").shape
+        torch.Size([8, 128])
+    """
+
+    def __init__(
+        self,
+        projector: nn.Module,
+        subspaces: int | Sequence[str],
+        masks: str | MaskParameterization = "sigmoid",
+        uncertainty: Granularity | None = None,
+        input_dim: int | None = None,
+        output_dim: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.subspaces = _subspace_names(subspaces)
+        if uncertainty is not None:
+            check_choice("uncertainty", uncertainty, GRANULARITIES)
+        dim = _width("output", output_dim, projector)
+        self.projector = projector
+        self.masks = make_masks(masks, len(self.subspaces), dim)
+        self.uncertainty: nn.Linear | None = None
+        if uncertainty is not None:
+            widths = {"sample": 1, "subspace": len(self.subspaces), "dimension": dim}
+            self.uncertainty = nn.Linear(_width("input", input_dim, projector), widths[uncertainty])
+            nn.init.zeros_(self.uncertainty.weight)
+            nn.init.zeros_(self.uncertainty.bias)
+        self.register_load_state_dict_pre_hook(_refuse_other_subspaces)
+
+    def forward(self, h: Tensor) -> SubspaceOutput:
+        if self.uncertainty is not None and (h.dim() != 2 or h.shape[1] != self.uncertainty.in_features):
+            raise ValueError(f"h: got shape {tuple(h.shape)}, wanted (N, {self.uncertainty.in_features})")
+        embedding = self.projector(h)
+        check_embedding("projector's output", embedding)
+        if embedding.shape[1] != self.masks.dim:
+            raise ValueError(
+                f"output_dim: got {self.masks.dim}, wanted {embedding.shape[1]}, the width of what the projector gives"
+            )
+        return SubspaceOutput(embedding, self.masks(), self._log_variance(h))
+
+    def _log_variance(self, h: Tensor) -> Tensor | None:
+        """A tanh bounds it: identical views would otherwise push the likelihood to minus infinity."""
+        if self.uncertainty is None:
+            return None
+        with no_autocast(h):
+            raw: Tensor = self.uncertainty(h.to(self.uncertainty.weight.dtype))
+            return _MAX_LOG_VARIANCE * torch.tanh(raw / _MAX_LOG_VARIANCE)
+
+    def subspace_index(self, subspace: str | int) -> int:
+        """Index of a subspace, by name or by index.
+
+        Raises:
+            ValueError: There is no such subspace.
+        """
+        names = self.subspaces
+        if isinstance(subspace, str) and subspace in names:
+            return names.index(subspace)
+        if isinstance(subspace, int) and 0 <= subspace < len(names):
+            return subspace
+        raise ValueError(
+            f"subspace: got {subspace!r}, wanted one of {', '.join(map(repr, names))} or 0 to {len(names) - 1}"
+        )
+
+    def subspace_view(self, embedding: Tensor | SubspaceOutput, subspace: str | int) -> Tensor:
+        """The embedding as one subspace sees it, ``embedding * m_k``, (N, D): features for use after training.
+
+        Args:
+            embedding: (N, D), or what this head gave.
+            subspace: Name or index of the subspace.
+
+        Raises:
+            ValueError: There is no such subspace, or the embedding is not (N, D).
+        """
+        index = self.subspace_index(subspace)
+        if isinstance(embedding, SubspaceOutput):
+            return embedding.embedding * embedding.masks[index]
+        check_embedding("embedding", embedding)
+        if embedding.shape[1] != self.masks.dim:
+            raise ValueError(f"embedding: got shape {tuple(embedding.shape)}, wanted (N, {self.masks.dim})")
+        masks: Tensor = self.masks()
+        return embedding * masks[index]
+
+    def get_extra_state(self) -> Tensor:
+        """The subspaces' names as bytes: a tensor, since averaging and checkpointing tools expect only tensors."""
+        return torch.tensor(list(json.dumps(self.subspaces).encode()), dtype=torch.uint8)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Nothing to set: names that differ have been refused before."""
+
+    def extra_repr(self) -> str:
+        return f"subspaces={self.subspaces}"
+
+
+def _subspace_names(subspaces: int | Sequence[str]) -> tuple[str, ...]:
+    if isinstance(subspaces, bool) or not isinstance(subspaces, int | Sequence) or isinstance(subspaces, str):
+        raise TypeError(f"subspaces: got {subspaces!r}, wanted their number or a sequence of names")
+    if isinstance(subspaces, int):
+        if subspaces < 1:
+            raise ValueError(f"subspaces: got {subspaces}, wanted at least 1")
+        return tuple(str(k) for k in range(subspaces))
+    check_names("subspaces", subspaces)
+    return tuple(subspaces)
+
+
+def _width(end: Literal["input", "output"], given: int | None, projector: nn.Module) -> int:
+    width = infer_width(projector, end) if given is None else given
+    if width is None:
+        raise ValueError(
+            f"{end}_dim: got None, wanted the width of the projector's {end}, "
+            f"which the layers of {type(projector).__name__} do not tell: pass {end}_dim="
+        )
+    if width < 1:
+        raise ValueError(f"{end}_dim: got {width}, wanted at least 1")
+    return width
+
+
+def _refuse_other_subspaces(head: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+    assert isinstance(head, MaskedSubspaceHead)
+    stored = state_dict.get(f"{prefix}_extra_state")
+    if stored is None:  # load_state_dict reports a missing key itself
+        return
+    names = tuple(json.loads(bytes(stored.tolist()).decode()))
+    if names != head.subspaces:
+        raise ValueError(f"state_dict: got a head of subspaces {names}, wanted {head.subspaces}; nothing was loaded")

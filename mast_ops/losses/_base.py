@@ -1,0 +1,103 @@
+"""What every subspace loss shares: it takes two views, and is a weighted sum of named terms."""
+
+from abc import ABC, abstractmethod
+from typing import Literal, NamedTuple, overload
+
+import torch
+from torch import Tensor, nn
+
+from mast_ops._checks import check_alike, check_non_negative
+from mast_ops.functional import combine_log_variance
+from mast_ops.functional.pairs import check_pairs
+from mast_ops.output import SubspaceOutput
+
+View = Tensor | SubspaceOutput
+
+
+class Pair(NamedTuple):
+    """Two views after the boundary: embeddings (N, D), masks (K, D), the pair's log-variance or None."""
+
+    z0: Tensor
+    z1: Tensor
+    masks: Tensor
+    log_variance: Tensor | None
+
+
+class SubspaceLoss(nn.Module, ABC):
+    """A loss on two views inside K subspaces: ``sum_n weights[n] * terms()[n]``.
+
+    A new loss names its terms and their weights; unpacking, checks and logging are here.
+
+    Args:
+        weights: Weight of every term, >= 0.
+
+    Raises:
+        ValueError: A weight is negative or not finite.
+    """
+
+    def __init__(self, **weights: float) -> None:
+        super().__init__()
+        for name, weight in weights.items():
+            check_non_negative(name, weight)
+
+    @abstractmethod
+    def terms(self, pair: Pair, subspace: Tensor | None) -> dict[str, tuple[float, Tensor]]:
+        """Weight and value of every named term."""
+
+    @overload
+    def forward(
+        self,
+        out0: View,
+        out1: View,
+        masks: Tensor | None = ...,
+        subspace: Tensor | None = ...,
+        return_components: Literal[False] = ...,
+    ) -> Tensor: ...
+
+    @overload
+    def forward(
+        self,
+        out0: View,
+        out1: View,
+        masks: Tensor | None = ...,
+        subspace: Tensor | None = ...,
+        *,
+        return_components: Literal[True],
+    ) -> tuple[Tensor, dict[str, Tensor]]: ...
+
+    def forward(
+        self,
+        out0: View,
+        out1: View,
+        masks: Tensor | None = None,
+        subspace: Tensor | None = None,
+        return_components: bool = False,
+    ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
+        pair = unpack(out0, out1, masks)
+        check_pairs(pair.z0, pair.z1, pair.masks, subspace)
+        terms = self.terms(pair, subspace)
+        loss = torch.stack([weight * value for weight, value in terms.values()]).sum()
+        if not return_components:
+            return loss
+        return loss, {name: value.detach() for name, (_, value) in terms.items()}
+
+
+def unpack(out0: View, out1: View, masks: Tensor | None) -> Pair:
+    """Heads' outputs and plain tensors alike become one :class:`Pair`.
+
+    Masks are those of the first view that carries them. A view without log-variances beside one that has
+    them is a point: the pair's variance is then the other view's alone.
+    """
+    views = [out for out in (out0, out1) if isinstance(out, SubspaceOutput)]
+    if not views and masks is None:
+        raise ValueError("masks: got None with plain tensors, wanted (K, D) masks or a MaskedSubspaceHead's outputs")
+    if views and masks is not None:
+        raise ValueError("masks: got a tensor beside a head's output, which carries its own; pass one or the other")
+    if len(views) == 2:
+        check_alike("out1.masks", views[1].masks, "out0.masks", views[0].masks)
+    z0, z1 = (out.embedding if isinstance(out, SubspaceOutput) else out for out in (out0, out1))
+    log_variances = [out.log_variance for out in views if out.log_variance is not None]
+    log_variance = None
+    if log_variances:
+        log_variance = combine_log_variance(*log_variances) if len(log_variances) == 2 else log_variances[0]
+    return Pair(z0, z1, views[0].masks if masks is None else masks, log_variance)
