@@ -1,1 +1,41 @@
-"""mast-ops: Masked Augmentation Subspace Training for PyTorch."""
+"""Masked Augmentation Subspace Training (MAST, ICLR 2023, arXiv 2303.03679) for PyTorch."""
+
+from mast_ops import functional
+from mast_ops.head import MaskedSubspaceHead
+from mast_ops.losses import (
+    SubspaceBarlowTwinsLoss,
+    SubspaceCosineLoss,
+    SubspaceNTXentLoss,
+    SubspaceVICRegLoss,
+    UncertaintyInvarianceLoss,
+)
+from mast_ops.masks import HardConcreteMasks, NormalizedMasks, ReLUMasks, SigmoidMasks, SoftplusMasks
+from mast_ops.output import SubspaceOutput
+from mast_ops.regularizers import MaskCoverage, MaskEntropy, MaskExpectedL0, MaskHoyer, MaskL1, MaskOverlap
+from mast_ops.views import FactorizedViews, ViewPair
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "FactorizedViews",
+    "HardConcreteMasks",
+    "MaskCoverage",
+    "MaskEntropy",
+    "MaskExpectedL0",
+    "MaskHoyer",
+    "MaskL1",
+    "MaskOverlap",
+    "MaskedSubspaceHead",
+    "NormalizedMasks",
+    "ReLUMasks",
+    "SigmoidMasks",
+    "SoftplusMasks",
+    "SubspaceBarlowTwinsLoss",
+    "SubspaceCosineLoss",
+    "SubspaceNTXentLoss",
+    "SubspaceOutput",
+    "SubspaceVICRegLoss",
+    "UncertaintyInvarianceLoss",
+    "ViewPair",
+    "functional",
+]

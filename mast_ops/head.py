@@ -86,7 +86,7 @@ class MaskedSubspaceHead(nn.Module):
             self.uncertainty = nn.Linear(_width("input", input_dim, projector), widths[uncertainty])
             nn.init.zeros_(self.uncertainty.weight)
             nn.init.zeros_(self.uncertainty.bias)
-        self.register_load_state_dict_pre_hook(_refuse_other_subspaces)
+        self.register_load_state_dict_pre_hook(_refuse_other_subspaces)  # type: ignore[no-untyped-call]
 
     def forward(self, h: Tensor) -> SubspaceOutput:
         if self.uncertainty is not None and (h.dim() != 2 or h.shape[1] != self.uncertainty.in_features):

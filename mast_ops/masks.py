@@ -183,7 +183,7 @@ class HardConcreteMasks(MaskParameterization):
         self.temperature, self.stretch = temperature, stretch
 
     def forward(self) -> Tensor:
-        log_odds = self.weight
+        log_odds: Tensor = self.weight
         if self.training:
             uniform = torch.rand_like(log_odds).clamp(1e-6, 1 - 1e-6)
             log_odds = (log_odds + torch.logit(uniform)) / self.temperature

@@ -1,9 +1,8 @@
 """What a head gives and a loss takes."""
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 from torch import Tensor
-from typing_extensions import Self
 
 
 class SubspaceOutput(NamedTuple):
@@ -36,4 +35,9 @@ class SubspaceOutput(NamedTuple):
         return self._map("detach")
 
     def _map(self, method: str, *args: Any, **kwargs: Any) -> Self:
-        return type(self)(*(None if t is None else getattr(t, method)(*args, **kwargs) for t in self))
+        def apply(tensor: Tensor) -> Tensor:
+            result: Tensor = getattr(tensor, method)(*args, **kwargs)
+            return result
+
+        log_variance = None if self.log_variance is None else apply(self.log_variance)
+        return type(self)(apply(self.embedding), apply(self.masks), log_variance)

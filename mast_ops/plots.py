@@ -112,9 +112,7 @@ def plot_sharing(masks: Tensor, names: Sequence[str], threshold: float = 0.5, ax
     return ax
 
 
-def plot_uncertainty(
-    curves: Mapping[str, tuple[Tensor, Tensor]], bins: int = 8, ax: Axes | None = None
-) -> Axes:
+def plot_uncertainty(curves: Mapping[str, tuple[Tensor, Tensor]], bins: int = 8, ax: Axes | None = None) -> Axes:
     """Mean predicted log-variance against augmentation strength, with Spearman's rho over all samples.
 
     The paper's abstract (arXiv 2303.03679) says that uncertainty reflects learning difficulty: then its line

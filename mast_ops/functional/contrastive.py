@@ -4,9 +4,10 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
+from einops import reduce, repeat
 from torch import Tensor
 
-from mast_ops._checks import check_choice, check_positive
+from mast_ops._checks import check_choice, check_positive, values_are_free
 from mast_ops.functional._precision import no_autocast, widen
 from mast_ops.functional.pairs import check_pairs, inverse_norm, select_rows
 
@@ -102,18 +103,23 @@ def subspace_nt_xent(
     with no_autocast(z0):
         z0, z1, masks = widen(z0, z1, masks)
         z = torch.cat([z0, z1])
-        scores = _scores(z, z, masks, None if subspace is None else subspace.repeat(2))
+        scores = _scores(z, z, masks, None if subspace is None else repeat(subspace, "n -> (view n)", view=2))
         itself = torch.eye(2 * n, dtype=torch.bool, device=z.device)
         positive = torch.arange(2 * n, device=z.device).roll(n)
         losses = []
         for score in scores:
             logits = (score / temperature).masked_fill(itself, -torch.inf)
-            losses.append(F.cross_entropy(logits, positive, reduction="none").view(2, n).mean(0))
+            losses.append(reduce(F.cross_entropy(logits, positive, reduction="none"), "(view n) -> n", "mean", view=2))
         return _reduce(losses, subspace, reduction)
 
 
 def _check(
-    z0: Tensor, z1: Tensor, masks: Tensor, temperature: float | Tensor, subspace: Tensor | None, reduction: str
+    z0: Tensor,
+    z1: Tensor,
+    masks: Tensor,
+    temperature: float | Tensor,
+    subspace: Tensor | None,
+    reduction: str,
 ) -> None:
     check_choice("reduction", reduction, ("mean", "none"))
     check_temperature(temperature)
@@ -121,7 +127,7 @@ def _check(
 
 
 def check_temperature(temperature: float | Tensor) -> None:
-    """A positive number, or a tensor of one element (whose value is not read: that would synchronise)."""
+    """A positive number, or a tensor of one element; its value is looked at only where that is free."""
     if not isinstance(temperature, Tensor):
         check_positive("temperature", temperature)
     elif temperature.numel() != 1 or not temperature.is_floating_point():
@@ -129,6 +135,8 @@ def check_temperature(temperature: float | Tensor) -> None:
             f"temperature: got a {temperature.dtype} tensor of shape {tuple(temperature.shape)}, "
             "wanted a float or a floating-point tensor of one element"
         )
+    elif values_are_free(temperature):
+        check_positive("temperature", float(temperature.detach()))
 
 
 def _scores(anchors: Tensor, candidates: Tensor, masks: Tensor, subspace: Tensor | None) -> list[Tensor]:

@@ -78,7 +78,8 @@ def masked_cosine_similarity(
     check_positive("eps", eps)
     check_pairs(z0, z1, masks, subspace)
     with no_autocast(z0):
-        return pooled_cosine(*widen(z0, z1, masks), subspace, eps)
+        z0, z1, masks = widen(z0, z1, masks)
+        return pooled_cosine(z0, z1, masks, subspace, eps)
 
 
 def check_pairs(z0: Tensor, z1: Tensor, masks: Tensor, subspace: Tensor | None) -> None:

@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple, overload
 import torch
 from torch import Tensor, nn
 
-from mast_ops._checks import check_alike, check_non_negative
+from mast_ops._checks import check_alike
 from mast_ops.functional import combine_log_variance
 from mast_ops.functional.pairs import check_pairs
 from mast_ops.output import SubspaceOutput
@@ -24,21 +24,20 @@ class Pair(NamedTuple):
 
 
 class SubspaceLoss(nn.Module, ABC):
-    """A loss on two views inside K subspaces: ``sum_n weights[n] * terms()[n]``.
+    """A loss on two views inside K subspaces: a weighted sum of named terms.
 
-    A new loss names its terms and their weights; unpacking, checks and logging are here.
+    A new loss gives its terms and their weights; unpacking, checks and logging are here.
 
-    Args:
-        weights: Weight of every term, >= 0.
+    Shape of the call ``loss(out0, out1, masks=None, subspace=None, return_components=False)``:
 
-    Raises:
-        ValueError: A weight is negative or not finite.
+    - out0, out1: (N, D) embeddings, or :class:`mast_ops.SubspaceOutput` of a head (mixed is fine: BYOL's
+      target may be a plain tensor).
+    - masks: (K, D), wanted with plain tensors only; of two heads' outputs, those of ``out0`` count.
+    - subspace: (N,) int64, the one augmentation in which pair i differs (factorised pairs), or None: every
+      pair counts in all K subspaces.
+    - Returns a scalar, float32 for half-precision input; with ``return_components`` also a dictionary of
+      the terms, unweighted and detached, for logging.
     """
-
-    def __init__(self, **weights: float) -> None:
-        super().__init__()
-        for name, weight in weights.items():
-            check_non_negative(name, weight)
 
     @abstractmethod
     def terms(self, pair: Pair, subspace: Tensor | None) -> dict[str, tuple[float, Tensor]]:

@@ -1,0 +1,38 @@
+from torch import Tensor
+from typing_extensions import override
+
+from mast_ops._checks import check_non_negative
+from mast_ops.functional import subspace_barlow_twins
+from mast_ops.losses._base import Pair, SubspaceLoss
+
+
+class SubspaceBarlowTwinsLoss(SubspaceLoss):
+    """Barlow Twins inside every subspace, averaged over subspaces.
+
+    With K = 1 and a mask of ones it equals lightly's ``BarlowTwinsLoss``. Predicted variances are not used.
+
+    Args:
+        lambda_param: Weight of the redundancy; 5e-3 as in the paper and lightly.
+
+    Raises:
+        ValueError: ``lambda_param`` is negative. On call: arguments that disagree, or fewer than two samples.
+
+    Source: Barlow Twins (arXiv 2103.03230), equation 1; the masked form is ours.
+
+    Example:
+        >>> import torch
+        >>> from mast_ops import SubspaceBarlowTwinsLoss
+        >>> z = torch.tensor([[1.0, 1.0], [-1.0, -1.0]])
+        >>> SubspaceBarlowTwinsLoss()(z, z, masks=torch.ones(1, 2)).round(decimals=4)
+        tensor(0.0100)
+    """
+
+    def __init__(self, lambda_param: float = 5e-3) -> None:
+        super().__init__()
+        check_non_negative("lambda_param", lambda_param)
+        self.lambda_param = lambda_param
+
+    @override
+    def terms(self, pair: Pair, subspace: Tensor | None) -> dict[str, tuple[float, Tensor]]:
+        invariance, redundancy = subspace_barlow_twins(pair.z0, pair.z1, pair.masks, subspace)
+        return {"invariance": (1.0, invariance.mean()), "redundancy": (self.lambda_param, redundancy.mean())}

@@ -1,0 +1,40 @@
+from torch import Tensor
+from typing_extensions import override
+
+from mast_ops._checks import check_positive
+from mast_ops.functional import masked_cosine_similarity
+from mast_ops.losses._base import Pair, SubspaceLoss
+
+
+class SubspaceCosineLoss(SubspaceLoss):
+    """Negative masked cosine similarity for BYOL and SimSiam, averaged over samples and subspaces.
+
+    With K = 1 and a mask of ones it equals lightly's ``NegativeCosineSimilarity``. The stop-gradient is the
+    caller's, as is usual there: detach the target. Predicted variances are not used; for those take
+    ``UncertaintyInvarianceLoss(distance="cosine")``.
+
+    Args:
+        eps: Each norm counts as at least this; 1e-8 as in lightly.
+
+    Raises:
+        ValueError: ``eps`` is not a positive number. On call: arguments that disagree.
+
+    Source: BYOL (arXiv 2006.07733), SimSiam (arXiv 2011.10566), equation 1; the masked form is ours.
+
+    Example:
+        >>> import torch
+        >>> from mast_ops import SubspaceCosineLoss
+        >>> prediction, target = torch.tensor([[1.0, 5.0]]), torch.tensor([[1.0, -5.0]])
+        >>> SubspaceCosineLoss()(prediction, target.detach(), masks=torch.tensor([[1.0, 0.0]]))
+        tensor(-1.)
+    """
+
+    def __init__(self, eps: float = 1e-8) -> None:
+        super().__init__()
+        check_positive("eps", eps)
+        self.eps = eps
+
+    @override
+    def terms(self, pair: Pair, subspace: Tensor | None) -> dict[str, tuple[float, Tensor]]:
+        similarity = masked_cosine_similarity(pair.z0, pair.z1, pair.masks, subspace, self.eps)
+        return {"negative_cosine": (1.0, -similarity.mean())}

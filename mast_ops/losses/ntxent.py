@@ -1,0 +1,38 @@
+from torch import Tensor
+from typing_extensions import override
+
+from mast_ops.functional import subspace_nt_xent
+from mast_ops.functional.contrastive import check_temperature
+from mast_ops.losses._base import Pair, SubspaceLoss
+
+
+class SubspaceNTXentLoss(SubspaceLoss):
+    """SimCLR's NT-Xent inside every subspace, averaged over samples and subspaces.
+
+    With K = 1 and a mask of ones it equals lightly's ``NTXentLoss``. Predicted variances are not used.
+
+    Args:
+        temperature: Divides the cosines; 0.5 as in lightly. An ``nn.Parameter`` of one element is learned.
+
+    Raises:
+        ValueError: ``temperature`` is not a positive number. On call: arguments that disagree.
+
+    Source: SimCLR (arXiv 2002.05709), equation 1; the masked form is ours.
+
+    Example:
+        >>> import torch
+        >>> from mast_ops import SubspaceNTXentLoss
+        >>> z = torch.eye(4)
+        >>> SubspaceNTXentLoss(temperature=0.1)(z, z, masks=torch.ones(2, 4))
+        tensor(0.0003)
+    """
+
+    def __init__(self, temperature: float | Tensor = 0.5) -> None:
+        super().__init__()
+        check_temperature(temperature)
+        self.temperature = temperature
+
+    @override
+    def terms(self, pair: Pair, subspace: Tensor | None) -> dict[str, tuple[float, Tensor]]:
+        per_subspace = subspace_nt_xent(pair.z0, pair.z1, pair.masks, self.temperature, subspace)
+        return {"nt_xent": (1.0, per_subspace.mean())}

@@ -1,0 +1,49 @@
+from torch import Tensor
+from typing_extensions import override
+
+from mast_ops._checks import check_choice
+from mast_ops.functional import uncertainty_invariance
+from mast_ops.functional.uncertainty import DISTANCES, GRANULARITIES, Distance, Granularity
+from mast_ops.losses._base import Pair, SubspaceLoss
+
+
+class UncertaintyInvarianceLoss(SubspaceLoss):
+    """Masked invariance of positive pairs, reweighted by the variance that the head predicts.
+
+    Without predicted variance exactly the mean-squared error of the masked views, over N, K and D; with masks
+    of ones exactly VICReg's invariance term. With it, a Gaussian negative log-likelihood, in which a pair's
+    variance is the sum of its two views' (independent Gaussians). See
+    :func:`mast_ops.functional.uncertainty_invariance` for the formula.
+
+    Alone it collapses, as any invariance does: use it beside variance and covariance
+    (:class:`mast_ops.SubspaceVICRegLoss` does), or a predictor and a momentum target.
+
+    Args:
+        distance: ``"squared"`` (default, the paper's VICReg baseline) or ``"cosine"`` (BYOL, SimSiam).
+        granularity: What the predicted log-variances' columns are, ``"sample"``, ``"subspace"`` or
+            ``"dimension"``. By default told from their number; needed only where K == D.
+
+    Raises:
+        ValueError: Unknown ``distance`` or ``granularity``. On call: arguments that disagree.
+
+    Source: the paper's abstract (arXiv 2303.03679) for the reweighting; the likelihood is ours.
+
+    Example:
+        >>> import torch
+        >>> from mast_ops import UncertaintyInvarianceLoss
+        >>> z0, z1, masks = torch.zeros(4, 8), torch.ones(4, 8), torch.ones(3, 8)
+        >>> UncertaintyInvarianceLoss()(z0, z1, masks, subspace=torch.tensor([0, 1, 2, 0]))
+        tensor(1.)
+    """
+
+    def __init__(self, distance: Distance = "squared", granularity: Granularity | None = None) -> None:
+        super().__init__()
+        check_choice("distance", distance, DISTANCES)
+        if granularity is not None:
+            check_choice("granularity", granularity, GRANULARITIES)
+        self.distance, self.granularity = distance, granularity
+
+    @override
+    def terms(self, pair: Pair, subspace: Tensor | None) -> dict[str, tuple[float, Tensor]]:
+        value = uncertainty_invariance(*pair, subspace, self.distance, self.granularity)
+        return {"invariance": (1.0, value.mean())}

@@ -1,0 +1,75 @@
+from typing import Literal
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from mast_ops._checks import check_choice, check_min_samples, check_non_negative, check_positive
+from mast_ops.functional import subspace_covariance, subspace_variance, uncertainty_invariance
+from mast_ops.functional.uncertainty import Granularity
+from mast_ops.losses._base import Pair, SubspaceLoss
+
+Scope = Literal["embedding", "subspace"]
+
+
+class SubspaceVICRegLoss(SubspaceLoss):
+    """VICReg inside K subspaces, MAST's own objective: masked invariance, variance and covariance.
+
+    With K = 1, a mask of ones and no predicted variance it equals lightly's ``VICRegLoss``.
+
+    Args:
+        lambda_param: Weight of the invariance; 25 as in VICReg and MAST.
+        mu_param: Weight of the variance hinge; 25 likewise.
+        nu_param: Weight of the covariance; 1 likewise.
+        eps: Under the hinge's square root.
+        scope: Where variance and covariance act: on the whole ``"embedding"`` (default: dimensions that no
+            mask claims stay alive, so they can keep what the augmentations change), or inside every
+            ``"subspace"``, which pushes masks open, averaged over K and computed from one set of statistics.
+        granularity: See :class:`mast_ops.UncertaintyInvarianceLoss`, which is the invariance term.
+
+    Raises:
+        ValueError: A negative weight, ``eps`` <= 0, unknown ``scope``. On call: arguments that disagree, or
+            fewer than two samples.
+
+    Source: VICReg (arXiv 2105.04906); the paper (arXiv 2303.03679) takes it as its base; where the statistics
+    act is ours.
+
+    Example:
+        >>> import torch
+        >>> from mast_ops import SubspaceVICRegLoss
+        >>> z0, z1 = torch.tensor([[1.0, 1.0], [-1.0, -1.0]]), torch.tensor([[1.0, -1.0], [-1.0, 1.0]])
+        >>> loss, parts = SubspaceVICRegLoss()(z0, z1, masks=torch.tensor([[1.0, 0.0]]), return_components=True)
+        >>> loss, parts["invariance"], parts["variance"], parts["covariance"]
+        (tensor(8.), tensor(0.), tensor(0.), tensor(8.))
+    """
+
+    def __init__(
+        self,
+        lambda_param: float = 25.0,
+        mu_param: float = 25.0,
+        nu_param: float = 1.0,
+        eps: float = 1e-4,
+        scope: Scope = "embedding",
+        granularity: Granularity | None = None,
+    ) -> None:
+        super().__init__()
+        for name, weight in (("lambda_param", lambda_param), ("mu_param", mu_param), ("nu_param", nu_param)):
+            check_non_negative(name, weight)
+        check_positive("eps", eps)
+        check_choice("scope", scope, ("embedding", "subspace"))
+        self.lambda_param, self.mu_param, self.nu_param = lambda_param, mu_param, nu_param
+        self.eps, self.scope, self.granularity = eps, scope, granularity
+
+    @override
+    def terms(self, pair: Pair, subspace: Tensor | None) -> dict[str, tuple[float, Tensor]]:
+        z0, z1, masks, _ = pair
+        check_min_samples(z0.shape[0], 2, "a variance over the batch needs two", name="out0")
+        invariance = uncertainty_invariance(*pair, subspace, granularity=self.granularity).mean()
+        seen = masks if self.scope == "subspace" else torch.ones_like(masks[:1])
+        variance = (subspace_variance(z0, seen, self.eps) + subspace_variance(z1, seen, self.eps)).mean() / 2
+        covariance = (subspace_covariance(z0, seen) + subspace_covariance(z1, seen)).mean()
+        return {
+            "invariance": (self.lambda_param, invariance),
+            "variance": (self.mu_param, variance),
+            "covariance": (self.nu_param, covariance),
+        }

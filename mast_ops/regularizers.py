@@ -1,0 +1,189 @@
+"""Regularizers of masks. They add and scale: ``MaskCoverage(0.5) + 0.1 * MaskOverlap()`` is one module."""
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor, nn
+
+from mast_ops import functional
+from mast_ops._checks import check_fraction, check_non_negative
+from mast_ops.head import MaskedSubspaceHead
+from mast_ops.masks import HardConcreteMasks, MaskParameterization
+from mast_ops.output import SubspaceOutput
+
+Masks = Tensor | SubspaceOutput | MaskParameterization | MaskedSubspaceHead
+
+
+class MaskRegularizer(nn.Module, ABC):
+    """A scalar to be minimised, of (K, D) masks, a head's output, a parameterisation, or a head."""
+
+    @abstractmethod
+    def forward(self, masks: Masks) -> Tensor: ...
+
+    def __add__(self, other: "MaskRegularizer") -> "MaskRegularizerSum":
+        return MaskRegularizerSum([self, other], [1.0, 1.0])
+
+    def __mul__(self, weight: float) -> "MaskRegularizerSum":
+        return MaskRegularizerSum([self], [weight])
+
+    __rmul__ = __mul__
+
+
+class MaskRegularizerSum(MaskRegularizer):
+    """Weighted sum of regularizers; what ``+`` and ``*`` on regularizers give.
+
+    Args:
+        regularizers: The summands.
+        weights: One weight each, >= 0.
+
+    Raises:
+        ValueError: Another number of weights than of regularizers, none at all, or a negative weight.
+
+    Source: ours.
+
+    Example:
+        >>> import torch
+        >>> from mast_ops import MaskCoverage, MaskOverlap
+        >>> regularizer = MaskCoverage(floor=0.5) + 0.1 * MaskOverlap()
+        >>> regularizer(torch.tensor([[1.0, 1.0, 0.0, 0.0], [0.0, 0.0, 0.0, 1.0]]))
+        tensor(0.1250)
+    """
+
+    def __init__(self, regularizers: list[MaskRegularizer], weights: list[float]) -> None:
+        super().__init__()
+        if not regularizers or len(regularizers) != len(weights):
+            raise ValueError(
+                f"weights: got {len(weights)} for {len(regularizers)} regularizers, wanted one each and at least one"
+            )
+        for weight in weights:
+            check_non_negative("weights", weight)
+        self.regularizers = nn.ModuleList(regularizers)
+        self.weights = list(weights)
+
+    def forward(self, masks: Masks) -> Tensor:
+        values = [w * r(masks) for w, r in zip(self.weights, self.regularizers, strict=True)]
+        return torch.stack(values).sum()
+
+
+class MaskL1(MaskRegularizer):
+    """Module of :func:`mast_ops.functional.mask_l1`: mean absolute entry, 0 to the largest entry.
+
+    Counteracts masks that stay open everywhere; shrinks the open entries too.
+
+    Example:
+        >>> import torch
+        >>> from mast_ops import MaskL1
+        >>> MaskL1()(torch.tensor([[1.0, 0.0]]))
+        tensor(0.5000)
+    """
+
+    def forward(self, masks: Masks) -> Tensor:
+        return functional.mask_l1(as_tensor(masks))
+
+
+class MaskHoyer(MaskRegularizer):
+    """Module of :func:`mast_ops.functional.mask_hoyer`: scale-free density, 1/D to 1 (0 for a zero mask).
+
+    Counteracts spread-out masks without shrinking them.
+
+    Example:
+        >>> import torch
+        >>> from mast_ops import MaskHoyer
+        >>> MaskHoyer()(torch.tensor([[3.0, 0.0]]))
+        tensor(0.5000)
+    """
+
+    def forward(self, masks: Masks) -> Tensor:
+        return functional.mask_hoyer(as_tensor(masks))
+
+
+class MaskExpectedL0(MaskRegularizer):
+    """Module of :func:`mast_ops.functional.mask_expected_l0`: expected share of open gates, 0 to 1.
+
+    Counteracts open entries however small, and leaves open ones unshrunk. It reads the gates' probabilities,
+    so it takes :class:`mast_ops.HardConcreteMasks` or a head that has them, not a sample of the masks.
+
+    Raises:
+        TypeError: On call, with anything else.
+
+    Example:
+        >>> from mast_ops import HardConcreteMasks, MaskExpectedL0
+        >>> MaskExpectedL0()(HardConcreteMasks(num_subspaces=2, dim=4)) > 0.5
+        tensor(True)
+    """
+
+    def forward(self, masks: Masks) -> Tensor:
+        gates = masks.masks if isinstance(masks, MaskedSubspaceHead) else masks
+        if not isinstance(gates, HardConcreteMasks):
+            raise TypeError(f"masks: got {type(gates).__name__}, wanted HardConcreteMasks or a head that has them")
+        return functional.mask_expected_l0(gates.open_probability())
+
+
+class MaskCoverage(MaskRegularizer):
+    """Module of :func:`mast_ops.functional.mask_coverage`: shortfall of each mask's mean, 0 to ``floor``.
+
+    Counteracts collapse, for masks bounded by 1.
+
+    Args:
+        floor: Wanted mean entry of every mask, 0 to 1.
+
+    Raises:
+        ValueError: ``floor`` is outside 0..1.
+
+    Example:
+        >>> import torch
+        >>> from mast_ops import MaskCoverage
+        >>> MaskCoverage(floor=0.5)(torch.tensor([[0.1, 0.1]]))
+        tensor(0.4000)
+    """
+
+    def __init__(self, floor: float = 0.5) -> None:
+        super().__init__()
+        check_fraction("floor", floor)
+        self.floor = floor
+
+    def forward(self, masks: Masks) -> Tensor:
+        return functional.mask_coverage(as_tensor(masks), self.floor)
+
+
+class MaskOverlap(MaskRegularizer):
+    """Module of :func:`mast_ops.functional.mask_overlap`: mean cosine between masks, 0 to 1.
+
+    Counteracts subspaces that are copies of one another.
+
+    Example:
+        >>> import torch
+        >>> from mast_ops import MaskOverlap
+        >>> MaskOverlap()(torch.eye(3))
+        tensor(0.)
+    """
+
+    def forward(self, masks: Masks) -> Tensor:
+        return functional.mask_overlap(as_tensor(masks))
+
+
+class MaskEntropy(MaskRegularizer):
+    """Module of :func:`mast_ops.functional.mask_entropy`: mean binary entropy in bits, 0 to 1.
+
+    Counteracts grey masks, for entries in [0, 1].
+
+    Example:
+        >>> import torch
+        >>> from mast_ops import MaskEntropy
+        >>> MaskEntropy()(torch.full((2, 4), 0.5)).round(decimals=4)
+        tensor(1.)
+    """
+
+    def forward(self, masks: Masks) -> Tensor:
+        return functional.mask_entropy(as_tensor(masks))
+
+
+def as_tensor(masks: Masks) -> Tensor:
+    if isinstance(masks, SubspaceOutput):
+        return masks.masks
+    if isinstance(masks, MaskedSubspaceHead):
+        masks = masks.masks
+    if isinstance(masks, MaskParameterization):
+        value: Tensor = masks()
+        return value
+    return masks
