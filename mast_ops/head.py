@@ -104,7 +104,7 @@ class MaskedSubspaceHead(nn.Module):
         if self.uncertainty is None:
             return None
         with no_autocast(h):
-            raw: Tensor = self.uncertainty(h.to(self.uncertainty.weight.dtype))
+            raw: Tensor = self.uncertainty(h.detach().to(self.uncertainty.weight.dtype))
             return _MAX_LOG_VARIANCE * torch.tanh(raw / _MAX_LOG_VARIANCE)
 
     def subspace_index(self, subspace: str | int) -> int:

@@ -49,6 +49,7 @@ def uncertainty_invariance(
     subspace: Tensor | None = None,
     distance: Distance = "squared",
     granularity: Granularity | None = None,
+    normalize: bool = False,
 ) -> Tensor:
     """Masked invariance of every pair, reweighted by the pair's predicted variance.
 
@@ -60,7 +61,12 @@ def uncertainty_invariance(
         (1 - cos_ik) / (2 v) + log(v) / 2                               cosine
 
     so that an ambiguous pair counts less, at a price that grows with the doubt. The log counts by the mask as
-    well: a dimension that a subspace leaves out says nothing about its variance.
+    a dimension that a subspace leaves out says nothing about its variance.
+
+    The likelihood's pull on an embedding grows without end as its pairs come closer (its weight is 1 / (2 v)),
+    which upsets a loss whose other terms are weighted against a mean-squared error. ``normalize`` multiplies
+    it by twice the batch's harmonic mean of ``v``, taken as a constant for each column of ``log_variance``: the
+    weights then average 1, and only how pairs compare with one another is left.
 
     Args:
         z0: Embedding of the first view, (N, D), floating point.
@@ -72,6 +78,7 @@ def uncertainty_invariance(
         distance: ``"squared"`` or ``"cosine"``.
         granularity: What the columns of ``log_variance`` are; by default told from their number, and asked
             for only where K == D > 1 leaves that open.
+        normalize: Whether the weights of each column of ``log_variance`` are scaled to a mean of 1 over the batch.
 
     Returns:
         (N, K), or (N,) with ``subspace``. float32 for half-precision input, else the dtype of ``z0``.
@@ -106,14 +113,21 @@ def uncertainty_invariance(
         if log_variance is None:
             return _gap(z0, z1, masks, subspace, distance)
         (log_variance,) = widen(log_variance)
+        scale = _harmonic_mean(log_variance) if normalize else torch.full_like(log_variance[:1], 0.5)
+        weight, price = scale * torch.exp(-log_variance), scale * log_variance
         if granularity == "dimension":
-            twice_nll = (z0 - z1).square() * torch.exp(-log_variance) + log_variance
-            return pool(twice_nll, masks, subspace) / (2 * z0.shape[1])
+            return pool((z0 - z1).square() * weight + price, masks, subspace) / z0.shape[1]
         if subspace is not None:
             own_column = subspace[:, None] if granularity == "subspace" else torch.zeros_like(subspace[:, None])
-            log_variance = log_variance.gather(1, own_column).squeeze(1)
-        price = log_variance if distance == "cosine" else log_variance * _mass(masks, subspace)
-        return (_gap(z0, z1, masks, subspace, distance) * torch.exp(-log_variance) + price) / 2
+            weight, price = (x.gather(1, own_column).squeeze(1) for x in (weight, price))
+        if distance == "squared":
+            price = price * _mass(masks, subspace)
+        return _gap(z0, z1, masks, subspace, distance) * weight + price
+
+
+def _harmonic_mean(log_variance: Tensor) -> Tensor:
+    """Of the variances in each column, over the batch, as a constant: ``1 / mean(1 / v)``, (1, columns)."""
+    return torch.exp(-log_variance.detach()).mean(dim=0, keepdim=True).reciprocal()
 
 
 def _gap(z0: Tensor, z1: Tensor, masks: Tensor, subspace: Tensor | None, distance: Distance) -> Tensor:

@@ -22,6 +22,8 @@ class UncertaintyInvarianceLoss(SubspaceLoss):
         distance: ``"squared"`` (default, the paper's VICReg baseline) or ``"cosine"`` (BYOL, SimSiam).
         granularity: What the predicted log-variances' columns are, ``"sample"``, ``"subspace"`` or
             ``"dimension"``. By default told from their number; needed only where K == D.
+        normalize: Scale the weights of the pairs to a mean of 1 over the batch; by default the bare likelihood.
+            Worth it beside terms that are weighted against a mean-squared error, as in VICReg.
 
     Raises:
         ValueError: Unknown ``distance`` or ``granularity``. On call: arguments that disagree.
@@ -36,14 +38,16 @@ class UncertaintyInvarianceLoss(SubspaceLoss):
         tensor(1.)
     """
 
-    def __init__(self, distance: Distance = "squared", granularity: Granularity | None = None) -> None:
+    def __init__(
+        self, distance: Distance = "squared", granularity: Granularity | None = None, normalize: bool = False
+    ) -> None:
         super().__init__()
         check_choice("distance", distance, DISTANCES)
         if granularity is not None:
             check_choice("granularity", granularity, GRANULARITIES)
-        self.distance, self.granularity = distance, granularity
+        self.distance, self.granularity, self.normalize = distance, granularity, normalize
 
     @override
     def terms(self, pair: Pair, subspace: Tensor | None) -> dict[str, tuple[float, Tensor]]:
-        value = uncertainty_invariance(*pair, subspace, self.distance, self.granularity)
+        value = uncertainty_invariance(*pair, subspace, self.distance, self.granularity, self.normalize)
         return {"invariance": (1.0, value.mean())}

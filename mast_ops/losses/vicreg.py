@@ -26,6 +26,9 @@ class SubspaceVICRegLoss(SubspaceLoss):
             mask claims stay alive, so they can keep what the augmentations change), or inside every
             ``"subspace"``, which pushes masks open, averaged over K and computed from one set of statistics.
         granularity: See :class:`mast_ops.UncertaintyInvarianceLoss`, which is the invariance term.
+        normalize: Whether predicted variances only reweight pairs, with weights that average 1 (default).
+            ``lambda_param`` is meant for a mean-squared error; under the bare likelihood, whose weight grows
+            as pairs come closer, the easiest subspace drives out the others.
 
     Raises:
         ValueError: A negative weight, ``eps`` <= 0, unknown ``scope``. On call: arguments that disagree, or
@@ -51,6 +54,7 @@ class SubspaceVICRegLoss(SubspaceLoss):
         eps: float = 1e-4,
         scope: Scope = "embedding",
         granularity: Granularity | None = None,
+        normalize: bool = True,
     ) -> None:
         super().__init__()
         for name, weight in (("lambda_param", lambda_param), ("mu_param", mu_param), ("nu_param", nu_param)):
@@ -58,13 +62,13 @@ class SubspaceVICRegLoss(SubspaceLoss):
         check_positive("eps", eps)
         check_choice("scope", scope, ("embedding", "subspace"))
         self.lambda_param, self.mu_param, self.nu_param = lambda_param, mu_param, nu_param
-        self.eps, self.scope, self.granularity = eps, scope, granularity
+        self.eps, self.scope, self.granularity, self.normalize = eps, scope, granularity, normalize
 
     @override
     def terms(self, pair: Pair, subspace: Tensor | None) -> dict[str, tuple[float, Tensor]]:
         z0, z1, masks, _ = pair
         check_min_samples(z0.shape[0], 2, "a variance over the batch needs two", name="out0")
-        invariance = uncertainty_invariance(*pair, subspace, granularity=self.granularity).mean()
+        invariance = uncertainty_invariance(*pair, subspace, "squared", self.granularity, self.normalize).mean()
         seen = masks if self.scope == "subspace" else torch.ones_like(masks[:1])
         variance = (subspace_variance(z0, seen, self.eps) + subspace_variance(z1, seen, self.eps)).mean() / 2
         covariance = (subspace_covariance(z0, seen) + subspace_covariance(z1, seen)).mean()
