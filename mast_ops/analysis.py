@@ -76,7 +76,7 @@ def mask_density(masks: Tensor, threshold: float = 0.5) -> Tensor:
     """
     check_masks(masks)
     check_fraction("threshold", threshold)
-    density = _open(masks, threshold).to(_wide(masks).dtype).mean(dim=1)
+    density = _open(masks, threshold).to(_wide(masks)).mean(dim=1)
     return density.masked_fill(~masks.isfinite().all(dim=1), torch.nan)
 
 
@@ -102,9 +102,9 @@ def mask_overlap(masks: Tensor) -> Tensor:
     largest = rows.amax(dim=1, keepdim=True)
     rows = torch.nn.functional.normalize(rows / largest.masked_fill(largest == 0, 1), dim=1)
     overlap = rows @ rows.T
-    overlap = ((overlap + overlap.T) / 2).clamp(0, 1)
+    overlap = ((overlap + overlap.T) / 2).clamp(0, 1)  # symmetric also where the product is not
     itself = torch.eye(len(masks), dtype=torch.bool, device=masks.device) & (overlap > 0)
-    return overlap.masked_fill(itself, 1).to(_wide(masks).dtype)
+    return overlap.masked_fill(itself, 1).to(_wide(masks))
 
 
 def mask_sharing(masks: Tensor, threshold: float = 0.5) -> Sharing:
@@ -152,7 +152,7 @@ def uncertainty_by_group(log_variance: Tensor, group: Tensor, num_groups: int) -
     samples = torch.bincount(group, minlength=num_groups)
     total = torch.zeros(num_groups, dtype=torch.float64, device=group.device)
     total.index_add_(0, group, log_variance.detach().double())
-    return GroupUncertainty((total / samples).to(_wide(log_variance).dtype), samples)
+    return GroupUncertainty((total / samples).to(_wide(log_variance)), samples)
 
 
 def uncertainty_by_strength(log_variance: Tensor, strength: Tensor, bins: int = 8) -> StrengthUncertainty:
@@ -184,7 +184,7 @@ def uncertainty_by_strength(log_variance: Tensor, strength: Tensor, bins: int = 
     place = ((exact - low) / (high - low)).nan_to_num(0.0)  # 0 / 0 where all strengths are equal
     centres = low + (high - low) * (torch.arange(bins, device=strength.device) + 0.5) / bins
     by_bin = uncertainty_by_group(log_variance, (place * bins).long().clamp(0, bins - 1), bins)
-    return StrengthUncertainty(centres.to(_wide(strength).dtype), *by_bin)
+    return StrengthUncertainty(centres.to(_wide(strength)), *by_bin)
 
 
 def spearman(x: Tensor, y: Tensor) -> Tensor:
@@ -204,24 +204,24 @@ def spearman(x: Tensor, y: Tensor) -> Tensor:
     """
     _check_vector("x", x)
     _check_vector("y", y, ("x", x))
-    a, b = _ranks(x.detach()), _ranks(y.detach())
+    a, b = _ranks(x), _ranks(y)
     rho = (a @ b / ((a @ a) * (b @ b)).sqrt()).clamp(-1, 1)
     rho = rho.masked_fill(~(x.isfinite() & y.isfinite()).all(), torch.nan)
-    return rho.to(torch.promote_types(_wide(x).dtype, y.dtype))
+    return rho.to(torch.promote_types(_wide(x), y.dtype))
 
 
-def _wide(x: Tensor) -> Tensor:
-    return x.detach().to(torch.promote_types(x.dtype, torch.float32))
+def _wide(x: Tensor) -> torch.dtype:
+    return torch.promote_types(x.dtype, torch.float32)
 
 
 def _open(masks: Tensor, threshold: float) -> Tensor:
-    size = _wide(masks).abs()
+    size = masks.detach().double().abs()
     return (size >= threshold * size.amax(dim=1, keepdim=True)) & (size > 0)
 
 
 def _ranks(x: Tensor) -> Tensor:
     """Twice the average rank, centred at 0."""
-    ascending = x.sort().values
+    ascending, x = x.sort().values, x.contiguous()  # searchsorted warns of a column
     smaller, not_larger = torch.searchsorted(ascending, x), torch.searchsorted(ascending, x, right=True)
     return (smaller + not_larger - len(x)).double()
 

@@ -28,12 +28,12 @@ class MaskedSubspaceHead(nn.Module):
         projector: Maps backbone features to an (N, D) embedding.
         subspaces: The names of the subspaces in the order of their indices ("crop", "color", ...), or their
             number K, for the names "0", "1", ...
-        masks: How masks are parameterised: ``"sigmoid"`` (default: bounded, and with a coverage floor the
-            form that did not collapse), ``"relu"``, ``"softplus"``, ``"hard_concrete"``, ``"normalized"``,
-            or a :class:`mast_ops.masks.MaskParameterization` of your own.
+        masks: How masks are parameterised: ``"normalized"`` (default: of fixed coverage, so that it
+            cannot collapse and needs no regularizer), ``"sigmoid"``, ``"relu"``, ``"softplus"``,
+            ``"hard_concrete"``, or a :class:`mast_ops.masks.MaskParameterization` of your own.
         uncertainty: What gets a predicted variance: None (default), every ``"sample"``, every ``"subspace"``
             of a sample, or every ``"dimension"`` of a sample. A linear layer on the projector's input
-            predicts it; it starts at variance 1, that of a standardised dimension.
+            predicts it, from features that it does not train; it starts at variance 1, that of a standardised dimension.
         input_dim: Width of the projector's input; read off its layers by default. Needed for ``uncertainty``
             alone.
         output_dim: D; read off the projector's layers by default.
@@ -68,7 +68,7 @@ class MaskedSubspaceHead(nn.Module):
         self,
         projector: nn.Module,
         subspaces: int | Sequence[str],
-        masks: str | MaskParameterization = "sigmoid",
+        masks: str | MaskParameterization = "normalized",
         uncertainty: Granularity | None = None,
         input_dim: int | None = None,
         output_dim: int | None = None,

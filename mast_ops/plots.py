@@ -10,12 +10,21 @@ finite among them: a blank cell or a missing point would say nothing.
 """
 
 from collections.abc import Mapping, Sequence
+from math import isnan
+from typing import Literal
 
-import torch
 from torch import Tensor
 
 from mast_ops._checks import check_masks, check_names
-from mast_ops.analysis import _check_finite, mask_overlap, mask_sharing, spearman, uncertainty_by_strength
+from mast_ops.analysis import (
+    _check_finite,
+    _check_vector,
+    mask_overlap,
+    mask_sharing,
+    open_dimensions,
+    spearman,
+    uncertainty_by_strength,
+)
 
 try:
     from matplotlib.axes import Axes
@@ -32,9 +41,10 @@ _SHADES = "Blues"  # one hue, light to dark: readable in grey
 def plot_masks(masks: Tensor, names: Sequence[str], ax: Axes | None = None) -> Axes:
     """A heat map of the masks, one row per augmentation, colours from 0 to the largest magnitude.
 
-    The dimensions are grouped by owner, the subspace that opens them most (each row relative to its largest
-    value, as in `analysis.open_dimensions`), and in each group run from exclusive to shared. Those that no
-    subspace opens come last.
+    The dimensions run from unique to shared: those that one subspace opens (`analysis.open_dimensions`), in
+    the order of the rows, those that two open, and so on; last those that none opens. An order by the largest
+    value of each dimension would draw a diagonal through random masks too. Where the axes have fewer pixels
+    than dimensions, every n-th dimension shows.
 
     Args:
         masks: (K, D) finite masks.
@@ -45,13 +55,14 @@ def plot_masks(masks: Tensor, names: Sequence[str], ax: Axes | None = None) -> A
         TypeError, ValueError: masks are not a finite floating-point (K, D), or names not K unique names.
     """
     _check(masks, names)
-    size = masks.detach().abs().float().cpu()
+    masks = masks.detach().abs().double().cpu()
     ax = _axes(ax, 7.5, 1.3 + 0.3 * len(names))
-    shown = size[:, _by_owner(size)].numpy()
-    image = ax.imshow(shown, aspect="auto", cmap=_SHADES, vmin=0, vmax=float(size.max()) or 1.0)
-    _cells(ax, None, names)
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    ax.set_xlabel("dimensions, grouped by the subspace that opens them most")
+    image = ax.imshow(masks[:, _by_users(masks)].numpy(), cmap=_SHADES, vmin=0, vmax=float(masks.max()) or 1.0)
+    image.set_interpolation("nearest")  # the default blurs rows into each other
+    ax.set_aspect("auto")
+    _cells(ax, names, square=False)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+    ax.set_xlabel("dimensions, from unique to shared")
     bar = ax.figure.colorbar(image, ax=ax, label="mask value", pad=0.02)
     bar.outline.set_visible(False)
     return ax
@@ -60,20 +71,14 @@ def plot_masks(masks: Tensor, names: Sequence[str], ax: Axes | None = None) -> A
 def plot_overlap(masks: Tensor, names: Sequence[str], ax: Axes | None = None) -> Axes:
     """A matrix of `analysis.mask_overlap`, how augmentations relate: the cosine of each two rows of masks.
 
-    Args:
-        masks: (K, D) finite masks.
-        names: K unique names, those of the augmentations.
-        ax: where to draw; by default a new pyplot figure.
-
-    Raises:
-        TypeError, ValueError: masks are not a finite floating-point (K, D), or names not K unique names.
+    Arguments and errors: `plot_masks`.
     """
     _check(masks, names)
     overlap = mask_overlap(masks).cpu()
     side = 2.0 + 0.45 * len(names)
     ax = _axes(ax, side + 0.6, side)
     ax.imshow(overlap.numpy(), cmap=_SHADES, vmin=0, vmax=1)
-    _cells(ax, names, names)
+    _cells(ax, names, square=True)
     for row, values in enumerate(overlap.tolist()):
         for column, value in enumerate(values):
             colour = "white" if value > 0.6 else "black"
@@ -85,15 +90,7 @@ def plot_overlap(masks: Tensor, names: Sequence[str], ax: Axes | None = None) ->
 def plot_sharing(masks: Tensor, names: Sequence[str], threshold: float = 0.5, ax: Axes | None = None) -> Axes:
     """How many dimensions each subspace has to itself and how many it shares, from `analysis.mask_sharing`.
 
-    Args:
-        masks: (K, D) finite masks.
-        names: K unique names, those of the augmentations.
-        threshold: relative to each row's largest value, from 0 to 1, as in `analysis.open_dimensions`.
-        ax: where to draw; by default a new pyplot figure.
-
-    Raises:
-        TypeError, ValueError: masks are not a finite floating-point (K, D), names not K unique names, or the
-            threshold is not from 0 to 1.
+    Arguments and errors: `plot_masks`, and the threshold of `analysis.open_dimensions`.
     """
     _check(masks, names)
     unique, shared, unused = (part.sum(dim=-1).cpu() for part in mask_sharing(masks, threshold))
@@ -102,13 +99,13 @@ def plot_sharing(masks: Tensor, names: Sequence[str], threshold: float = 0.5, ax
     ax.barh(places, unique.tolist(), height=0.7, color=_COLOURS[0], label="unique")
     ax.barh(places, shared.tolist(), height=0.7, left=unique.tolist(), color=_COLOURS[4], label="shared")
     ax.set_yticks(places, names)
-    ax.set_ylim(len(names) - 0.5, -0.5)
+    ax.set_ylim(len(names) - 0.5, -0.5 - len(names) / (len(names) + 2))  # room for the legend
     ax.set_xlim(0, masks.shape[1])
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     ax.set_xlabel(f"open dimensions of {masks.shape[1]} ({int(unused)} unused by all)")
     ax.tick_params(axis="y", length=0)
     _frame(ax, "x")
-    ax.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, frameon=False, borderaxespad=0.2)
+    ax.legend(loc="upper right", ncols=2, frameon=False, borderaxespad=0)
     return ax
 
 
@@ -131,22 +128,26 @@ def plot_uncertainty(curves: Mapping[str, tuple[Tensor, Tensor]], bins: int = 8,
     check_names("curves", list(curves))
     lines = []
     for name, (strength, log_variance) in curves.items():
-        binned = uncertainty_by_strength(log_variance, strength, bins)
+        _check_vector(f"strength of {name!r}", strength)
+        _check_vector(f"log_variance of {name!r}", log_variance, ("the strength", strength))
+        _check_finite(f"strength of {name!r}", strength)
         _check_finite(f"log_variance of {name!r}", log_variance)
+        binned = uncertainty_by_strength(log_variance, strength, bins)
         rho = float(spearman(strength, log_variance))
-        label = f"{name} (ρ = {rho:.2f})" if rho == rho else f"{name} (ρ undefined)"
+        label = f"{name} (\u03c1 {'undefined' if isnan(rho) else f'= {rho:z.2f}'})"
         some = binned.samples > 0
         lines.append((label, binned.strength[some].tolist(), binned.log_variance[some].tolist()))
-    beside = len(lines) > 6
+    beside = len(lines) > 6  # that many names would cover the lines
     ax = _axes(ax, 8.5 if beside else 6.0, 4.0)
     for i, (label, x, y) in enumerate(lines):
-        style = {"color": _COLOURS[i % 6], "marker": _MARKERS[i % 5]}
-        ax.plot(x, y, label=label, linewidth=1.8, markersize=5, **style)
+        ax.plot(x, y, color=_COLOURS[i % 6], marker=_MARKERS[i % 5], label=label, linewidth=1.8, markersize=5)
     ax.set_xlabel("augmentation strength")
     ax.set_ylabel("mean predicted log-variance")
     _frame(ax, "both")
-    place = {"loc": "center left", "bbox_to_anchor": (1.01, 0.5)} if beside else {"loc": "best"}
-    ax.legend(frameon=not beside, **place)
+    if beside:
+        ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize="small")
+    else:
+        ax.legend(edgecolor="none", fontsize="small")
     return ax
 
 
@@ -158,13 +159,14 @@ def _check(masks: Tensor, names: Sequence[str]) -> None:
     _check_finite("masks", masks)
 
 
-def _by_owner(size: Tensor) -> Tensor:
-    """The (D,) order of the dimensions: by owner, and then from exclusive to shared."""
-    relative = size / size.amax(dim=1, keepdim=True).clamp_min(torch.finfo(size.dtype).tiny)
-    most, owner = relative.max(dim=0)
-    second = relative.topk(min(2, len(size)), dim=0).values[-1] if len(size) > 1 else torch.zeros_like(most)
-    by_margin = (second - most).argsort(stable=True)
-    return by_margin[owner.masked_fill(most == 0, len(size))[by_margin].argsort(stable=True)]
+def _by_users(masks: Tensor) -> Tensor:
+    """The (D,) order of the dimensions: by how many subspaces open them, then by which, unused ones last."""
+    used = open_dimensions(masks).long()
+    users = used.sum(dim=0)
+    order = masks.abs().sum(dim=0).argsort(descending=True)
+    for key in (*reversed(1 - used), users.masked_fill(users == 0, len(masks) + 1)):  # the last one decides
+        order = order[key[order].argsort(stable=True)]
+    return order
 
 
 def _axes(ax: Axes | None, width: float, height: float) -> Axes:
@@ -175,21 +177,22 @@ def _axes(ax: Axes | None, width: float, height: float) -> Axes:
     return pyplot.subplots(figsize=(width, height), layout="constrained")[1]
 
 
-def _cells(ax: Axes, columns: Sequence[str] | None, rows: Sequence[str]) -> None:
-    """Names beside the rows (and under the columns) of an image, white lines between, no frame."""
-    ax.set_yticks(range(len(rows)), rows)
-    ax.set_yticks([k - 0.5 for k in range(1, len(rows))], minor=True)
-    ax.grid(which="minor", axis="y", color="white", linewidth=1.5)
-    if columns is not None:
-        ax.set_xticks(range(len(columns)), columns, rotation=45, ha="right", rotation_mode="anchor")
-        ax.set_xticks([k - 0.5 for k in range(1, len(columns))], minor=True)
-        ax.grid(which="minor", axis="x", color="white", linewidth=1.5)
+def _cells(ax: Axes, names: Sequence[str], square: bool) -> None:
+    """Names beside the rows of an image (and under its columns), white lines between them, no frame."""
+    ends = [k - 0.5 for k in range(1, len(names))]
+    ax.set_yticks(range(len(names)), names)
+    ax.set_yticks(ends, minor=True)
+    if square:
+        ax.set_xticks(range(len(names)), names, rotation=45, ha="right", rotation_mode="anchor")
+        ax.set_xticks(ends, minor=True)
+    ax.grid(False)  # some styles draw one over the cells
+    ax.grid(which="minor", axis="both" if square else "y", color="white", linewidth=1.5)
     ax.tick_params(which="minor", length=0)
     ax.tick_params(axis="y", length=0)
     ax.spines[:].set_visible(False)
 
 
-def _frame(ax: Axes, grid: str) -> None:
+def _frame(ax: Axes, grid: Literal["both", "x", "y"]) -> None:
     ax.spines[["top", "right"]].set_visible(False)
     ax.set_axisbelow(True)
     ax.grid(axis=grid, color="#E5E5E5", linewidth=0.8)
