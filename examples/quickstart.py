@@ -9,6 +9,7 @@ single invariance serves them all. Prints one table, and writes figures and a JS
 """
 
 import argparse
+import itertools
 import json
 import math
 import time
@@ -141,7 +142,7 @@ def make_backbone() -> nn.Module:
     widths = (3, 32, 64, 128)
     blocks = [
         nn.Sequential(nn.Conv2d(i, o, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(o), nn.ReLU())
-        for i, o in zip(widths, widths[1:], strict=False)
+        for i, o in itertools.pairwise(widths)
     ]
     return nn.Sequential(*blocks, nn.Flatten(), nn.Linear(4 * widths[-1], DIM), nn.BatchNorm1d(DIM), nn.ReLU())
 
@@ -159,7 +160,8 @@ def train(method: str, images: Tensor, steps: int, seed: int) -> tuple[nn.Module
     groups = [{"params": [*backbone.parameters(), *projector.parameters()], "lr": 2e-3}]
     if masked:
         head = MaskedSubspaceHead(projector, subspaces=views.subspaces, uncertainty="subspace")
-        groups.append({"params": [*head.masks.parameters(), *head.uncertainty.parameters()], "lr": 2e-2})
+        groups[0]["params"] += head.uncertainty.parameters()
+        groups.append({"params": head.masks.parameters(), "lr": 2e-2})
     optimizer = torch.optim.Adam(groups)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, [g["lr"] for g in groups], total_steps=steps)
     plain = torch.ones(1, DIM)

@@ -33,7 +33,8 @@ class MaskedSubspaceHead(nn.Module):
             ``"hard_concrete"``, or a :class:`mast_ops.masks.MaskParameterization` of your own.
         uncertainty: What gets a predicted variance: None (default), every ``"sample"``, every ``"subspace"``
             of a sample, or every ``"dimension"`` of a sample. A linear layer on the projector's input
-            predicts it, from features that it does not train; it starts at variance 1, that of a standardised dimension.
+            predicts it, without training what is under it; it starts at variance 1, that of a standardised
+            dimension.
         input_dim: Width of the projector's input; read off its layers by default. Needed for ``uncertainty``
             alone.
         output_dim: D; read off the projector's layers by default.

@@ -3,6 +3,7 @@
 from typing import Any, NamedTuple, Self
 
 from torch import Tensor
+from torch.utils import _pytree
 
 
 class SubspaceOutput(NamedTuple):
@@ -41,3 +42,7 @@ class SubspaceOutput(NamedTuple):
 
         log_variance = None if self.log_variance is None else apply(self.log_variance)
         return type(self)(apply(self.embedding), apply(self.masks), log_variance)
+
+
+# torch.export names a named tuple in a saved program by this; torch has no public call for it yet.
+_pytree._register_namedtuple(SubspaceOutput, serialized_type_name="mast_ops.SubspaceOutput")

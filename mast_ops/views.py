@@ -62,8 +62,8 @@ class FactorizedViews:
     A draw runs under a seed for torch (the CPU, and x's device if that is CUDA), `random`, and numpy's global
     state where numpy is imported, and all of them are put back: a call advances `generator` by its decisions
     and seeds, and nothing else. These states are the process's: make no views in several threads at once.
-    A callable's method `set_random_seed(seed)`, which albumentations >= 2 have for generators of their own, is
-    called too; and albumentations are applied as `augmentation(image=x)["image"]`.
+    A callable's method `set_random_seed(seed)`, as albumentations >= 2 have it for generators of their own,
+    is called too; and albumentations are applied as `augmentation(image=x)["image"]`.
 
     Workers of a data loader each have their own deck and, with torch's global generator, their own stream in
     every epoch, repeatable by `torch.manual_seed` in the main process or by `DataLoader(generator=)`. A given
@@ -134,10 +134,11 @@ class FactorizedViews:
 
     def __call__(self, x: Any) -> ViewPair:
         (_check_batch if self._batched else _check_item)(x)
-        generator = self._generator_of_this_process()
-        subspace: Any = self._balanced(len(x), generator) if self._batched else self._dealt(generator)
-        # A shared and a new draw's seed for each augmentation; torch's CPU generator reads 32 bits of one.
-        seeds = torch.randint(2**32, (len(self._augmentations), 2), generator=generator).tolist()
+        with torch.device("cpu"):  # whatever torch.set_default_device says: the generator is the CPU's
+            generator = self._generator_of_this_process()
+            subspace: Any = self._balanced(len(x), generator) if self._batched else self._dealt(generator)
+            # A shared and a new draw's seed for each augmentation; torch's CPU generator reads 32 bits of one.
+            seeds = torch.randint(2**32, (len(self._augmentations), 2), generator=generator).tolist()
         make_views = self._views_of_batch if self._batched else self._views_of_item
         with _outer_states_kept(x):
             view0, view1 = make_views(x, subspace, seeds)
@@ -148,7 +149,7 @@ class FactorizedViews:
 
     def _views_of_batch(self, x: Tensor, subspace: Tensor, seeds: list[list[int]]) -> tuple[Tensor, Tensor]:
         view0, view1 = x.clone(), x.clone()
-        differs = torch.zeros(len(x), dtype=torch.bool)
+        differs = torch.zeros_like(subspace, dtype=torch.bool)
         for k, (name, augmentation) in enumerate(self._augmentations.items()):
             shared, new = seeds[k]
             anew = (subspace == k) | (subspace == len(self._augmentations))

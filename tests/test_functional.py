@@ -1,0 +1,377 @@
+"""Every function against a float64 reference written subspace by subspace, and against its invariants."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import mast_ops.functional as MF
+
+SHAPES = [(1, 1, 1), (2, 7, 3), (7, 1, 15), (7, 128, 64), (2, 1000, 3), (7, 7, 1)]
+T = 0.3
+
+
+def make(n, d, k, dtype=torch.float64, seed=0, device="cpu"):
+    g = torch.Generator().manual_seed(seed)
+    z0 = torch.randn(n, d, generator=g, dtype=torch.float64)
+    z1 = torch.randn(n, d, generator=g, dtype=torch.float64)
+    masks = torch.rand(k, d, generator=g, dtype=torch.float64) + 0.05
+    subspace = torch.randint(k, (n,), generator=g)
+    return z0.to(device, dtype), z1.to(device, dtype), masks.to(device, dtype), subspace.to(device)
+
+
+# ---- references: one subspace at a time, on z * m_k
+
+
+def stack(per_mask, masks):
+    return torch.stack([per_mask(m) for m in masks], dim=-1)
+
+
+def ref_distance(z0, z1, masks):
+    return stack(lambda m: (z0 * m - z1 * m).square().sum(1), masks)
+
+
+def ref_cosine(z0, z1, masks):
+    return stack(lambda m: F.cosine_similarity(z0 * m, z1 * m, dim=1), masks)
+
+
+def ref_info_nce(z0, z1, masks, t=T):
+    def one(m):
+        logits = F.normalize(z0 * m, dim=1) @ F.normalize(z1 * m, dim=1).T / t
+        return F.cross_entropy(logits, torch.arange(len(z0), device=z0.device), reduction="none")
+
+    return stack(one, masks)
+
+
+def ref_nt_xent(z0, z1, masks, t=T):
+    n = len(z0)
+
+    def one(m):
+        z = F.normalize(torch.cat([z0, z1]) * m, dim=1)
+        logits = z @ z.T / t
+        logits.fill_diagonal_(-math.inf)
+        target = torch.cat([torch.arange(n, 2 * n), torch.arange(n)]).to(z.device)
+        both = F.cross_entropy(logits, target, reduction="none")
+        return (both[:n] + both[n:]) / 2
+
+    return stack(one, masks)
+
+
+def ref_variance(z, masks, eps=1e-4):
+    return stack(lambda m: torch.relu(1 - ((z * m).var(0) + eps).sqrt()).mean(), masks)
+
+
+def ref_covariance(z, masks):
+    def one(m):
+        c = torch.cov((z * m).T).reshape(z.shape[1], z.shape[1])
+        return (c - torch.diag(c.diagonal())).square().sum() / z.shape[1]
+
+    return stack(one, masks)
+
+
+def ref_barlow(z0, z1, masks):
+    a = F.batch_norm(z0, None, None, training=True)
+    b = F.batch_norm(z1, None, None, training=True)
+
+    def terms(m):
+        c = (a * m).T @ (b * m) / len(a)
+        plain = a.T @ b / len(a)
+        on = ((plain.diagonal() - 1).square() * m.square()).sum()
+        return on, (c - torch.diag(c.diagonal())).square().sum()
+
+    pairs = [terms(m) for m in masks]
+    return torch.stack([p[0] for p in pairs]), torch.stack([p[1] for p in pairs])
+
+
+def ref_uncertainty(z0, z1, masks, log_variance=None, kind=None, distance="squared", normalize=False):
+    n, d = z0.shape
+
+    def entry(i, k):
+        m = masks[k]
+        if distance == "cosine":
+            gap = 1 - F.cosine_similarity((z0[i] * m)[None], (z1[i] * m)[None])[0]
+        else:
+            gap = (m * (z0[i] - z1[i])).square()
+        if log_variance is None:
+            return gap.mean()
+        column = {"sample": slice(0, 1), "subspace": slice(k, k + 1), "dimension": slice(None)}[kind]
+        lv = log_variance[i, column]
+        scale = 1 / (-log_variance[:, column]).exp().mean(0) if normalize else 0.5
+        price = scale * lv if distance == "cosine" else scale * lv * m.square()
+        return (gap * scale / lv.exp() + price).mean()
+
+    return torch.stack([torch.stack([entry(i, k) for k in range(len(masks))]) for i in range(n)])
+
+
+def gather(all_k, subspace):
+    return all_k[torch.arange(len(subspace)), subspace]
+
+
+PAIR_REFS = {
+    "distance": (MF.masked_distance, ref_distance),
+    "cosine": (MF.masked_cosine_similarity, ref_cosine),
+    "info_nce": (lambda a, b, m, s=None: MF.subspace_info_nce(a, b, m, T, s, reduction="none"), ref_info_nce),
+    "nt_xent": (lambda a, b, m, s=None: MF.subspace_nt_xent(a, b, m, T, s, reduction="none"), ref_nt_xent),
+    "invariance": (lambda a, b, m, s=None: MF.uncertainty_invariance(a, b, m, subspace=s), ref_uncertainty),
+}
+NEEDS_TWO = {
+    "variance": (lambda a, b, m: MF.subspace_variance(a, m), lambda a, b, m: ref_variance(a, m)),
+    "covariance": (lambda a, b, m: MF.subspace_covariance(a, m), lambda a, b, m: ref_covariance(a, m)),
+    "barlow_invariance": (lambda a, b, m: MF.subspace_barlow_twins(a, b, m)[0], lambda *x: ref_barlow(*x)[0]),
+    "barlow_redundancy": (lambda a, b, m: MF.subspace_barlow_twins(a, b, m)[1], lambda *x: ref_barlow(*x)[1]),
+}
+ALL_PAIRS = {**PAIR_REFS, **NEEDS_TWO}
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("name", ALL_PAIRS)
+def test_equals_reference(name, shape, device):
+    if name in NEEDS_TWO and shape[0] < 2:
+        pytest.skip("a variance needs two samples")
+    ours, reference = ALL_PAIRS[name]
+    z0, z1, masks, _ = make(*shape, device=device)
+    got, wanted = ours(z0, z1, masks), reference(z0, z1, masks)
+    assert got.shape == wanted.shape
+    torch.testing.assert_close(got, wanted, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize(
+    ("kind", "distance"),
+    [("sample", "squared"), ("subspace", "squared"), ("dimension", "squared"), ("sample", "cosine"),
+     ("subspace", "cosine")],
+)  # fmt: skip
+def test_uncertainty_equals_reference(kind, distance, normalize):
+    z0, z1, masks, subspace = make(5, 7, 3)
+    lv = torch.randn(5, {"sample": 1, "subspace": 3, "dimension": 7}[kind], dtype=torch.float64)
+    got = MF.uncertainty_invariance(z0, z1, masks, lv, distance=distance, normalize=normalize)
+    wanted = ref_uncertainty(z0, z1, masks, lv, kind, distance, normalize)
+    torch.testing.assert_close(got, wanted)
+    own = MF.uncertainty_invariance(z0, z1, masks, lv, subspace, distance=distance, normalize=normalize)
+    torch.testing.assert_close(own, gather(wanted, subspace))
+
+
+@given(shape=st.tuples(st.integers(1, 9), st.integers(1, 9), st.integers(1, 9)), seed=st.integers(0, 10**6))
+@settings(deadline=None, max_examples=25)
+def test_factorised_is_gather_of_all(shape, seed):
+    z0, z1, masks, subspace = make(*shape, seed=seed)
+    for name, (function, _) in PAIR_REFS.items():
+        wanted = gather(function(z0, z1, masks), subspace)
+        torch.testing.assert_close(function(z0, z1, masks, subspace), wanted, msg=lambda m, name=name: f"{name}: {m}")
+    for function in (MF.subspace_info_nce, MF.subspace_nt_xent):
+        torch.testing.assert_close(
+            function(z0, z1, masks, T, subspace), function(z0, z1, masks, T, subspace, "none").mean()
+        )
+        torch.testing.assert_close(function(z0, z1, masks, T), function(z0, z1, masks, T, reduction="none").mean(0))
+
+
+def test_barlow_twins_factorised():
+    z0, z1, masks, subspace = make(9, 5, 3)
+    whole, redundancy = MF.subspace_barlow_twins(z0, z1, masks)
+    one, same = MF.subspace_barlow_twins(z0, z1, masks, torch.full((9,), 1))
+    torch.testing.assert_close(one, torch.stack([0 * whole[1], 3 * whole[1], 0 * whole[1]]))
+    torch.testing.assert_close(same, redundancy)
+    a, b = (F.batch_norm(z, None, None, training=True) for z in (z0, z1))
+    got, _ = MF.subspace_barlow_twins(z0, z1, masks, subspace)
+    for k in range(3):
+        own = subspace == k
+        diagonal = (a[own] * b[own]).mean(0) if own.any() else torch.zeros(5, dtype=a.dtype)
+        wanted = ((diagonal - 1).square() * masks[k].square()).sum() * own.sum() * 3 / 9
+        torch.testing.assert_close(got[k], wanted)
+
+
+@given(n=st.integers(2, 8), d=st.integers(1, 8), k=st.integers(1, 5), seed=st.integers(0, 10**6))
+@settings(deadline=None, max_examples=25)
+def test_permutations(n, d, k, seed):
+    z0, z1, masks, _ = make(n, d, k, seed=seed)
+    samples, dims, subs = torch.randperm(n), torch.randperm(d), torch.randperm(k)
+    for name, (function, _) in ALL_PAIRS.items():
+        base = function(z0, z1, masks)
+        torch.testing.assert_close(function(z0[:, dims], z1[:, dims], masks[:, dims]), base)
+        torch.testing.assert_close(function(z0, z1, masks[subs]), base[..., subs])
+        wanted = base if name in NEEDS_TWO else base[samples]
+        torch.testing.assert_close(function(z0[samples], z1[samples], masks), wanted)
+
+
+@given(c=st.floats(0.1, 10), seed=st.integers(0, 10**6))
+@settings(deadline=None, max_examples=25)
+def test_scale_laws(c, seed):
+    z0, z1, masks, _ = make(6, 5, 3, seed=seed)
+    distance = MF.masked_distance(z0, z1, masks)
+    torch.testing.assert_close(MF.masked_distance(c * z0, c * z1, masks), c**2 * distance)
+    torch.testing.assert_close(MF.masked_distance(z0, z1, c * masks), c**2 * distance)
+    for name in ("cosine", "info_nce", "nt_xent"):
+        function = PAIR_REFS[name][0]
+        base = function(z0, z1, masks)
+        torch.testing.assert_close(function(c * z0, z1, masks), base)
+        torch.testing.assert_close(function(z0, c * z1, masks), base)
+        torch.testing.assert_close(function(z0, z1, c * masks), base)
+    covariance = MF.subspace_covariance(z0, masks)
+    torch.testing.assert_close(MF.subspace_covariance(c * z0, masks), c**4 * covariance)
+    torch.testing.assert_close(MF.subspace_covariance(z0, c * masks), c**4 * covariance)
+
+
+def grad_cases():
+    z0, z1, masks, subspace = (x.requires_grad_() if x.is_floating_point() else x for x in make(4, 5, 3, seed=3))
+    lv = [torch.randn(4, w, dtype=torch.float64, requires_grad=True) for w in (1, 3, 5)]
+    t = torch.tensor(0.4, dtype=torch.float64, requires_grad=True)
+    views = (z0, z1, masks)
+    cases = {
+        "combine_log_variance": [(MF.combine_log_variance, (lv[1], lv[1].detach().flip(0).requires_grad_()))],
+        "masked_distance": [], "masked_cosine_similarity": [], "subspace_barlow_twins": [],
+        "subspace_info_nce": [], "subspace_nt_xent": [], "uncertainty_invariance": [],
+        "subspace_variance": [(MF.subspace_variance, (z0, masks))],
+        "subspace_covariance": [(MF.subspace_covariance, (z0, masks))],
+    }  # fmt: skip
+    for s in (None, subspace):
+        for name in ("masked_distance", "masked_cosine_similarity", "subspace_barlow_twins"):
+            cases[name].append((lambda a, b, m, f=getattr(MF, name), s=s: f(a, b, m, s), views))
+        for name in ("subspace_info_nce", "subspace_nt_xent"):
+            for r in ("none", "mean"):
+                f = getattr(MF, name)
+                cases[name].append((lambda a, b, m, t, f=f, s=s, r=r: f(a, b, m, t, s, r), (*views, t)))
+        f = MF.uncertainty_invariance
+        cases["uncertainty_invariance"].append((lambda a, b, m, s=s, f=f: f(a, b, m, None, s), views))
+        for v in lv:
+            cases["uncertainty_invariance"].append((lambda a, b, m, v, s=s, f=f: f(a, b, m, v, s), (*views, v)))
+        for v in lv[:2]:
+            cases["uncertainty_invariance"].append(
+                (lambda a, b, m, v, s=s, f=f: f(a, b, m, v, s, distance="cosine"), (*views, v))
+            )
+    inner = (torch.rand(3, 5, dtype=torch.float64) * 0.8 + 0.1).requires_grad_()
+    for name in ("mask_coverage", "mask_entropy", "mask_expected_l0", "mask_hoyer", "mask_l1", "mask_overlap"):
+        cases[name] = [(getattr(MF, name), (inner,))]
+    return cases
+
+
+def test_gradcheck_covers_every_function():
+    assert sorted(grad_cases()) == sorted(MF.__all__)
+
+
+@pytest.mark.parametrize("name", MF.__all__)
+def test_gradcheck(name):
+    for function, arguments in grad_cases()[name]:
+        assert torch.autograd.gradcheck(function, arguments)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", ALL_PAIRS)
+def test_low_precision(name, dtype, device):
+    ours, reference = ALL_PAIRS[name]
+    z0, z1, masks, _ = make(16, 32, 3, dtype, device=device)
+    exact = reference(z0.double(), z1.double(), masks.double())
+    got = ours(z0, z1, masks)
+    assert got.dtype == torch.float32
+    ours_error = (got - exact).abs().max()
+    eager_error = (reference(z0, z1, masks) - exact).abs().max()
+    assert ours_error <= eager_error + 1e-4 * exact.abs().max()
+    torch.testing.assert_close(got.double(), exact, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ALL_PAIRS)
+def test_autocast_changes_nothing(name, device):
+    z0, z1, masks, _ = make(8, 16, 3, torch.float32, device=device)
+    outside = ALL_PAIRS[name][0](z0, z1, masks)
+    with torch.autocast(device.type, torch.bfloat16):
+        inside = ALL_PAIRS[name][0](z0, z1, masks)
+    assert inside.dtype == torch.float32
+    torch.testing.assert_close(inside, outside, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_large_half_precision_does_not_overflow(dtype):
+    z0 = (torch.randn(4096, 8192) * 8).to(dtype)
+    masks = torch.ones(2, 8192, dtype=dtype)
+    z1 = z0.flip(0)
+    distance = MF.masked_distance(z0, z1, masks)
+    assert distance.isfinite().all()
+    assert distance.max() > 65504  # float16's own end
+    assert MF.masked_cosine_similarity(z0, z1, masks).isfinite().all()
+
+
+@given(
+    where=st.sampled_from(["z0", "z1", "masks", "log_variance"]), bad=st.sampled_from([math.nan, math.inf, -math.inf]),
+    index=st.integers(0, 10**6), seed=st.integers(0, 10**6), factorised=st.booleans(),
+)  # fmt: skip
+@settings(deadline=None, max_examples=40)
+def test_non_finite_input_never_hides(where, bad, index, seed, factorised):
+    z0, z1, masks, _ = make(6, 5, 3, seed=seed)
+    subspace = torch.arange(6) % 3 if factorised else None
+    lv = torch.randn(6, 3, dtype=torch.float64)
+    if where == "log_variance":
+        if factorised:
+            index = (index % 6) * 3 + (index % 6) % 3  # an entry that some sample reads
+        lv.view(-1)[index % lv.numel()] = math.nan
+        outputs = {"uncertainty": MF.uncertainty_invariance(z0, z1, masks, lv, subspace)}
+        outputs["combine"] = MF.combine_log_variance(lv, torch.zeros_like(lv))
+    else:
+        x = {"z0": z0, "z1": z1, "masks": masks}[where]
+        x.view(-1)[index % x.numel()] = bad
+        outputs = {name: f(z0, z1, masks, subspace) for name, (f, _) in PAIR_REFS.items()}
+        outputs["uncertainty"] = MF.uncertainty_invariance(z0, z1, masks, lv, subspace)
+        outputs["cosine_lv"] = MF.uncertainty_invariance(z0, z1, masks, lv, subspace, "cosine")
+        on, off = MF.subspace_barlow_twins(z0, z1, masks, subspace)
+        outputs |= {"barlow_on": on, "barlow_off": off}
+        if where != "z1":
+            outputs["variance"] = MF.subspace_variance(z0, masks)
+            outputs["covariance"] = MF.subspace_covariance(z0, masks)
+        if where == "masks":
+            for name in ("mask_coverage", "mask_entropy", "mask_expected_l0", "mask_hoyer", "mask_l1", "mask_overlap"):
+                outputs[name] = getattr(MF, name)(masks)
+    assert [name for name, out in outputs.items() if out.mean().isfinite()] == []
+
+
+@pytest.mark.parametrize("case", ["zero masks", "identical views", "zero views", "D=1", "K=1", "K=64"])
+@pytest.mark.parametrize("name", ALL_PAIRS)
+def test_degenerate_input_is_finite(name, case):
+    z0, z1, masks, _ = make(6, 1 if case == "D=1" else 5, {"K=1": 1, "K=64": 64}.get(case, 3), torch.float32)
+    masks = torch.zeros_like(masks) if case == "zero masks" else masks
+    if case == "zero views":
+        z0, z1 = torch.zeros_like(z0), torch.zeros_like(z1)
+    leaves = [x.requires_grad_() for x in (z0, z0.clone() if case == "identical views" else z1, masks)]
+    out = ALL_PAIRS[name][0](*leaves)
+    assert out.isfinite().all()
+    for grad in torch.autograd.grad(out.sum(), leaves, allow_unused=True):
+        assert grad is None or grad.isfinite().all()
+
+
+def test_small_temperature_is_finite():
+    z0, z1, masks, _ = make(8, 6, 3, torch.float32)
+    for function in (MF.subspace_info_nce, MF.subspace_nt_xent):
+        z = z0.clone().requires_grad_()
+        out = function(z, z1, masks, 0.005)
+        assert out.isfinite().all()
+        assert torch.autograd.grad(out.sum(), z)[0].isfinite().all()
+
+
+def test_single_row():
+    z0, z1, masks, _ = make(1, 4, 3)
+    torch.testing.assert_close(MF.subspace_info_nce(z0, z1, masks, T), torch.zeros(3, dtype=torch.float64))
+    torch.testing.assert_close(MF.subspace_nt_xent(z0, z1, masks, T), torch.zeros(3, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("factorised", [False, True])
+def test_compile_fullgraph(factorised):
+    z0, z1, masks, index = make(5, 6, 3, torch.float32)
+    subspace = index if factorised else None
+    lv = torch.randn(5, 3)
+
+    def everything(z0, z1, masks, lv):
+        pairs = [f(z0, z1, masks, subspace).mean() for f, _ in PAIR_REFS.values()]
+        moments = [MF.subspace_variance(z0, masks).mean(), MF.subspace_covariance(z0, masks).mean()]
+        barlow = [x.mean() for x in MF.subspace_barlow_twins(z0, z1, masks, subspace)]
+        variance = MF.combine_log_variance(lv, -lv)
+        doubt = MF.uncertainty_invariance(z0, z1, masks, variance, subspace).mean()
+        regularizers = [MF.mask_l1, MF.mask_hoyer, MF.mask_expected_l0, MF.mask_coverage, MF.mask_overlap]
+        return torch.stack([*pairs, *moments, *barlow, doubt, *[r(masks) for r in regularizers]])
+
+    leaves = [x.requires_grad_() for x in (z0, z1, masks, lv)]
+    eager = everything(*leaves)
+    compiled = torch.compile(everything, fullgraph=True)(*leaves)
+    torch.testing.assert_close(compiled, eager, rtol=1e-4, atol=1e-5)
+    pairs = zip(torch.autograd.grad(compiled.sum(), leaves), torch.autograd.grad(eager.sum(), leaves), strict=True)
+    for got, wanted in pairs:
+        torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
