@@ -40,7 +40,9 @@ def subspace_variance(z: Tensor, masks: Tensor, eps: float = 1e-4) -> Tensor:
     _check_moments(z, masks)
     with no_autocast(z):
         z, masks = widen(z, masks)
-        return torch.relu(1 - (masks.square() * z.var(dim=0) + eps).sqrt()).mean(dim=1)
+        hinge = torch.relu(1 - (masks.square() * z.var(dim=0) + eps).sqrt())
+        # 0 * inf is NaN: without it an infinite mask would look like a large deviation, and cost nothing.
+        return (hinge + 0 * masks).mean(dim=1)
 
 
 def subspace_covariance(z: Tensor, masks: Tensor) -> Tensor:
