@@ -9,9 +9,7 @@ single invariance serves them all. Prints one table, and writes figures and a JS
 """
 
 import argparse
-import itertools
 import json
-import math
 import time
 from pathlib import Path
 
@@ -20,17 +18,23 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import torch
-import torch.nn.functional as F
-from sklearn.datasets import load_digits
-from sklearn.linear_model import LogisticRegression
-from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from digits import (
+    AUGMENTATIONS,
+    BATCH,
+    DIM,
+    load_images,
+    make_backbone,
+    make_projector,
+    probe_accuracy,
+    render,
+    tasks,
+)
 from mast_ops import FactorizedViews, MaskedSubspaceHead, SubspaceVICRegLoss
 from mast_ops.plots import plot_masks, plot_overlap, plot_uncertainty
 
-SIZE, BATCH, DIM = 16, 256, 128
 METHODS = {  # name: (has masks, share of pairs that differ in every augmentation, what the table calls it)
     "vicreg": (False, 1.0, "VICReg: composed pairs"),
     "no_masks": (False, 0.0, "factorised pairs, no masks"),
@@ -40,115 +44,7 @@ METHODS = {  # name: (has masks, share of pairs that differ in every augmentatio
 }
 
 
-# ---- Real digits under five augmentations whose draws are known ------------------------------------------
-
-
-class Augmentation:
-    """A random change of a batch, with its draw kept apart so that the probes know the truth.
-
-    ``draw`` gives numbers in [-1, 1], whose size is the strength of the change.
-    """
-
-    num_draws = 1
-
-    def draw(self, n: int) -> Tensor:
-        return torch.rand(n, self.num_draws) * 2 - 1
-
-    def apply(self, x: Tensor, draw: Tensor) -> Tensor:
-        raise NotImplementedError
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return self.apply(x, self.draw(len(x)))
-
-
-class Affine(Augmentation):
-    def matrix(self, draw: Tensor) -> Tensor:
-        raise NotImplementedError
-
-    def apply(self, x: Tensor, draw: Tensor) -> Tensor:
-        grid = F.affine_grid(self.matrix(draw), list(x.shape), align_corners=False)
-        return F.grid_sample(x, grid, align_corners=False)
-
-
-class Scale(Affine):
-    def matrix(self, draw: Tensor) -> Tensor:
-        return torch.eye(2, 3) * (1.35 * torch.exp(0.4 * draw)).unsqueeze(2)
-
-
-class Rotate(Affine):
-    def matrix(self, draw: Tensor) -> Tensor:
-        angle = draw[:, 0] * math.pi / 2
-        zero = torch.zeros_like(angle)
-        rows = [angle.cos(), -angle.sin(), zero, angle.sin(), angle.cos(), zero]
-        return torch.stack(rows, dim=1).view(-1, 2, 3)
-
-
-class Shift(Affine):
-    num_draws = 2
-
-    def matrix(self, draw: Tensor) -> Tensor:
-        return torch.cat([torch.eye(2).expand(len(draw), 2, 2), 0.45 * draw.unsqueeze(2)], dim=2)
-
-
-class Color(Augmentation):
-    def apply(self, x: Tensor, draw: Tensor) -> Tensor:
-        phase = math.pi * draw + torch.tensor([0.0, 2.0, 4.0]) * math.pi / 3
-        return x * (0.55 + 0.45 * phase.cos())[:, :, None, None]
-
-
-class Blur(Augmentation):
-    def apply(self, x: Tensor, draw: Tensor) -> Tensor:
-        return x.lerp(F.avg_pool2d(x, 7, stride=1, padding=3), draw.abs()[:, :, None, None])
-
-
-AUGMENTATIONS = {"scale": Scale(), "rotate": Rotate(), "shift": Shift(), "color": Color(), "blur": Blur()}
-
-
-def load_images() -> tuple[Tensor, Tensor]:
-    digits = load_digits()
-    images = torch.tensor(digits.images, dtype=torch.float32)[:, None] / 16
-    images = F.interpolate(images, size=SIZE, mode="bilinear", align_corners=False)
-    return images.expand(-1, 3, -1, -1).contiguous(), torch.tensor(digits.target)
-
-
-def render(images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    """Images under all augmentations, and each augmentation's draw."""
-    draws = {}
-    for name, augmentation in AUGMENTATIONS.items():
-        draws[name] = augmentation.draw(len(images))
-        images = augmentation.apply(images, draws[name])
-    return images, draws
-
-
-def binned(draw: Tensor, bins: int) -> Tensor:
-    return ((draw + 1) / 2 * bins).long().clamp(max=bins - 1)
-
-
-def tasks(labels: Tensor, draws: dict[str, Tensor]) -> dict[str, Tensor]:
-    column, row = binned(draws["shift"], 3).unbind(1)
-    return {
-        "class": labels,
-        "color": binned(draws["color"][:, 0], 8),
-        "orientation": binned(draws["rotate"][:, 0], 6),
-        "position": 3 * row + column,
-        "scale": binned(draws["scale"][:, 0], 4),
-    }
-
-
-# ---- Training --------------------------------------------------------------------------------------------
-
-
-def make_backbone() -> nn.Module:
-    widths = (3, 32, 64, 128)
-    blocks = [
-        nn.Sequential(nn.Conv2d(i, o, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(o), nn.ReLU())
-        for i, o in itertools.pairwise(widths)
-    ]
-    return nn.Sequential(*blocks, nn.Flatten(), nn.Linear(4 * widths[-1], DIM), nn.BatchNorm1d(DIM), nn.ReLU())
-
-
-def make_projector() -> nn.Module:
-    return nn.Sequential(nn.Linear(DIM, DIM), nn.BatchNorm1d(DIM), nn.ReLU(), nn.Linear(DIM, DIM))
+# ---- Training -------------------------------------------------------------------------------------------
 
 
 def train(method: str, images: Tensor, steps: int, seed: int) -> tuple[nn.Module, MaskedSubspaceHead | None]:
@@ -186,16 +82,14 @@ def train(method: str, images: Tensor, steps: int, seed: int) -> tuple[nn.Module
 # ---- Evaluation ------------------------------------------------------------------------------------------
 
 
-@torch.no_grad()
-def probe(backbone: nn.Module, train_set: tuple[Tensor, dict], test_set: tuple[Tensor, dict]) -> dict[str, float]:
+def probe(
+    backbone: nn.Module, train_set: tuple[Tensor, dict[str, Tensor]], test_set: tuple[Tensor, dict[str, Tensor]]
+) -> dict[str, float]:
     """Accuracy in percent of a linear probe for each task, on held-out digits in held-out renderings."""
-    scaler = StandardScaler()
-    x_train = scaler.fit_transform(backbone(train_set[0]).numpy())
-    x_test = scaler.transform(backbone(test_set[0]).numpy())
-    scores = {}
-    for task, y_train in train_set[1].items():
-        classifier = LogisticRegression(C=0.03, max_iter=500).fit(x_train, y_train.numpy())
-        scores[task] = 100 * float(classifier.score(x_test, test_set[1][task].numpy()))
+    (x_train, train_tasks), (x_test, test_tasks) = train_set, test_set
+    scores = {
+        task: probe_accuracy(backbone, (x_train, y), (x_test, test_tasks[task])) for task, y in train_tasks.items()
+    }
     scores["mean"] = sum(scores.values()) / len(scores)
     return scores
 

@@ -1,0 +1,25 @@
+"""The losses of SimCLR, BYOL and VICReg as plain scripts have them."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def nt_xent(z0: Tensor, z1: Tensor, temperature: float = 0.5) -> Tensor:
+    """SimCLR."""
+    n, z = len(z0), F.normalize(torch.cat([z0, z1]))
+    logits = (z @ z.T / temperature).fill_diagonal_(-torch.inf)
+    return F.cross_entropy(logits, torch.arange(2 * n).roll(n))
+
+
+def negative_cosine(prediction: Tensor, target: Tensor) -> Tensor:
+    """BYOL."""
+    return -F.cosine_similarity(prediction, target).mean()
+
+
+def vicreg(z0: Tensor, z1: Tensor) -> Tensor:
+    """VICReg."""
+    hinge = sum(F.relu(1 - (z.var(dim=0) + 1e-4).sqrt()).mean() for z in (z0, z1)) / 2
+    covariances = [torch.cov(z.T).square() for z in (z0, z1)]
+    off_diagonal = sum(c.sum() - c.diagonal().sum() for c in covariances) / z0.shape[1]
+    return 25 * F.mse_loss(z0, z1) + 25 * hinge + off_diagonal
