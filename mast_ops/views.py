@@ -39,25 +39,22 @@ class FactorizedViews:
             and returns an image batch, or one image, may draw per sample or per batch, and may work in place.
             It should not mix the samples of a batch: some draws are made for a part of the batch.
         composed: fraction of pairs in which every augmentation is drawn anew; their index is K, the number of
-            augmentations. Default 0: only the K subspaces. Of a batch, N * composed pairs, rounded up or down
-            at random so that the mean is exact; of single items, each with this probability.
+            augmentations. Default 0: none. In a batch N * composed, rounded up or down at random so that the
+            mean is exact; a single item is composed with this probability.
         composed_name: the name of index K, which `subspaces` has only if composed > 0.
         batched: whether x is a batch or one item. Asked, because guessing from the axes goes wrong unseen.
         finalize: deterministic callable applied to both views last (to tensor, normalise). Default: none.
         generator: CPU generator of all decisions and seeds. Default: torch's global one, so that
             `torch.manual_seed` makes the views repeatable.
 
-    Attributes:
-        subspaces: the names in order, for `MaskedSubspaceHead(..., subspaces=views.subspaces)`.
-
-    `views(x)` returns a `ViewPair(view0, view1, subspace)` and leaves x as it was.
+    `views(x)` returns a `ViewPair(view0, view1, subspace)` and leaves x as it was; `views.subspaces` holds the
+    names in order, for `MaskedSubspaceHead(..., subspaces=views.subspaces)`.
 
     * batched: x is an (N, C, H, W) tensor of any dtype, on any device; subspace is int64 of shape (N,) there.
-      Composed pairs aside, the counts of the subspaces differ by at most one, and their order is random.
-      With composed = 0 the augmentations handle no more samples than for two independent views.
-    * one item: x is a PIL image, a numpy array, or a tensor of up to three axes; subspace is an int, which
-      the default collate makes an int64 tensor. It comes from a shuffled deck: each K items in turn, composed
-      ones aside, hold each subspace once.
+      Composed pairs aside, the subspaces' counts differ by at most one; their order is random. With
+      composed = 0 the augmentations handle no more samples than for two independent views.
+    * one item: x is a PIL image, a numpy array, or a tensor of up to three axes; subspace is an int (int64 once
+      collated) from a shuffled deck: each K items in turn, composed ones aside, hold each subspace once.
 
     A draw runs under a seed for torch (the CPU, and x's device if that is CUDA), `random`, and numpy's global
     state where numpy is imported, and all of them are put back: a call advances `generator` by its decisions
@@ -70,12 +67,11 @@ class FactorizedViews:
     `generator` arrives as the same copy in all of them, so there it is mixed with the worker's seed.
 
     Raises:
-        TypeError: augmentations is not a mapping of non-empty strings to callables; finalize or generator is
-            of a wrong type; x or an augmentation's result is not an image, or for a batch not a tensor.
+        TypeError: an argument, x or an augmentation's result is of a wrong type.
         ValueError: augmentations is empty; composed is outside [0, 1]; composed_name is an augmentation's;
-            generator is not on the CPU; x is empty or its axes do not go with batched. At its first use, a
-            callable that does not replay (or a finalize that is random). In a batch, an augmentation that
-            changes the number of rows, or gives samples of several shapes or dtypes.
+            generator is not on the CPU; x is empty or its axes do not go with batched; a callable, at its first
+            use, does not replay (or finalize is random); an augmentation changes a batch's number of rows, or
+            gives its samples several shapes or dtypes.
 
     Source: ours. The abstract of the MAST paper (ICLR 2023) does not say how pairs are sampled.
 
@@ -129,11 +125,18 @@ class FactorizedViews:
         self._deck: list[int] = []
         self._process: int | None = None
 
-    def __repr__(self) -> str:
-        return f"FactorizedViews({self.subspaces}, composed={self._composed}, batched={self._batched})"
+    def __getstate__(self) -> dict[str, Any]:
+        """The generator as bytes: a pickled one kills a spawned worker (pytorch/pytorch#146828)."""
+        return self.__dict__ | {"_generator": self._generator and bytes(self._generator.get_state().tolist())}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if numbers := state["_generator"]:
+            self._generator = torch.Generator()
+            self._generator.set_state(torch.tensor(list(numbers), dtype=torch.uint8, device="cpu"))
 
     def __call__(self, x: Any) -> ViewPair:
-        (_check_batch if self._batched else _check_item)(x)
+        _check_input(x, self._batched)
         with torch.device("cpu"):  # whatever torch.set_default_device says: the generator is the CPU's
             generator = self._generator_of_this_process()
             subspace: Any = self._balanced(len(x), generator) if self._batched else self._dealt(generator)
@@ -148,7 +151,7 @@ class FactorizedViews:
         return ViewPair(view0, view1, subspace.to(x.device) if self._batched else subspace)
 
     def _views_of_batch(self, x: Tensor, subspace: Tensor, seeds: list[list[int]]) -> tuple[Tensor, Tensor]:
-        view0, view1 = x.clone(), x.clone()
+        view0 = view1 = x.clone()  # one will do: all that is read of view1 at first is `part`
         differs = torch.zeros_like(subspace, dtype=torch.bool)
         for k, (name, augmentation) in enumerate(self._augmentations.items()):
             shared, new = seeds[k]
@@ -187,9 +190,9 @@ class FactorizedViews:
         num_augmentations = len(self._augmentations)
         num_composed = int(num_samples * self._composed + torch.rand((), generator=generator).item())
         turns = torch.arange(num_samples - num_composed) % num_augmentations
-        who_gets_the_remainder = torch.randperm(num_augmentations, generator=generator)
+        first_has_the_remainder = torch.randperm(num_augmentations, generator=generator)
         composed = torch.full((num_composed,), num_augmentations)
-        subspace = torch.cat((who_gets_the_remainder[turns], composed))
+        subspace = torch.cat((first_has_the_remainder[turns], composed))
         return subspace[torch.randperm(num_samples, generator=generator)]
 
     def _dealt(self, generator: torch.Generator | None) -> int:
@@ -243,7 +246,7 @@ def _seed(seed: int, x: Any) -> None:
         torch.cuda.default_generators[x.device.index].manual_seed(seed)
     random.seed(seed)
     if numpy := sys.modules.get("numpy"):
-        numpy.random.seed([seed, 1])  # not seed alone, which gives the very bits that torch's generator gives
+        numpy.random.seed([seed, seed])  # for seed alone it would give the very bits that torch gives
 
 
 @contextmanager
@@ -273,19 +276,15 @@ def _is_image(x: Any) -> bool:
     return isinstance(x, Tensor) or all(hasattr(x, name) for name in ("copy", "size", "tobytes"))
 
 
-def _check_batch(x: object) -> None:
-    if not isinstance(x, Tensor):
-        raise TypeError(f"x: got {type(x).__name__}, wanted a tensor of shape (N, C, H, W), or batched=False")
-    if x.dim() != 4 or x.numel() == 0:
-        raise ValueError(f"x: got shape {tuple(x.shape)}, wanted a non-empty (N, C, H, W), or batched=False")
-
-
-def _check_item(x: Any) -> None:
-    if not _is_image(x):
-        raise TypeError(f"x: got {type(x).__name__}, wanted a PIL image, a numpy array or a tensor (C, H, W)")
+def _check_input(x: Any, batched: bool) -> None:
+    wanted = "one non-empty image (PIL, array or tensor up to (C, H, W)), or batched=True for a batch"
+    if batched:
+        wanted = "a non-empty tensor of shape (N, C, H, W), or batched=False for one image"
+    if not (isinstance(x, Tensor) if batched else _is_image(x)):
+        raise TypeError(f"x: got {type(x).__name__}, wanted {wanted}")
     shape = tuple(getattr(x, "shape", x.size))
-    if len(shape) > 3 or 0 in shape:
-        raise ValueError(f"x: got shape {shape}, wanted one non-empty image, or batched=True for a batch")
+    if (len(shape) != 4 if batched else len(shape) > 3) or 0 in shape:
+        raise ValueError(f"x: got shape {shape}, wanted {wanted}")
 
 
 def _check_rows(name: str, y: object, num_rows: int, like: Tensor | None = None) -> None:

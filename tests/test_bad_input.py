@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-import mast_ops.functional as MF  # noqa: N812
+import mast_ops.functional as MF
 from mast_ops import (
     HardConcreteMasks,
     MaskCoverage,

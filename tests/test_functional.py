@@ -87,7 +87,7 @@ def ref_barlow(z0, z1, masks):
 
 
 def ref_uncertainty(z0, z1, masks, log_variance=None, kind=None, distance="squared", normalize=False):
-    n, d = z0.shape
+    n, _ = z0.shape
 
     def entry(i, k):
         m = masks[k]
@@ -228,7 +228,8 @@ def grad_cases():
     }  # fmt: skip
     for s in (None, subspace):
         for name in ("masked_distance", "masked_cosine_similarity", "subspace_barlow_twins"):
-            cases[name].append((lambda a, b, m, f=getattr(MF, name), s=s: f(a, b, m, s), views))
+            f = getattr(MF, name)
+            cases[name].append((lambda a, b, m, f=f, s=s: f(a, b, m, s), views))
         for name in ("subspace_info_nce", "subspace_nt_xent"):
             for r in ("none", "mean"):
                 f = getattr(MF, name)

@@ -1,0 +1,162 @@
+"""The head in the places where users put it."""
+
+import copy
+import io
+import pickle
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from mast_ops import MaskedSubspaceHead, SubspaceOutput, SubspaceVICRegLoss
+
+NAMES = ["crop", "color", "blur"]
+
+
+def mlp() -> nn.Module:
+    return nn.Sequential(nn.Linear(16, 12), nn.BatchNorm1d(12), nn.ReLU(), nn.Linear(12, 8), nn.Dropout(0.0))
+
+
+class OneChild(nn.Module):
+    """As lightly's projection heads are built."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = mlp()
+
+    def forward(self, x):
+        return self.layers(x)
+
+
+class TwoChildren(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.second, self.first = nn.Linear(12, 8), nn.Linear(16, 12)
+
+    def forward(self, x):
+        return self.second(self.first(x))
+
+
+@pytest.mark.parametrize("projector", [nn.Linear(16, 8), mlp(), nn.Sequential(mlp(), nn.LayerNorm(8)), OneChild()])
+@pytest.mark.parametrize(("uncertainty", "width"), [(None, 0), ("sample", 1), ("subspace", 3), ("dimension", 8)])
+def test_widths_are_read_off_the_projector(projector, uncertainty, width):
+    out = MaskedSubspaceHead(projector, NAMES, uncertainty=uncertainty)(torch.randn(4, 16))
+    assert out.embedding.shape == (4, 8)
+    assert out.masks.shape == (3, 8)
+    assert (out.log_variance is None) if uncertainty is None else (out.log_variance.shape == (4, width))
+
+
+def test_widths_in_doubt_are_asked_for():
+    with pytest.raises(ValueError, match="pass output_dim="):
+        MaskedSubspaceHead(TwoChildren(), NAMES)
+    with pytest.raises(ValueError, match="pass input_dim="):
+        MaskedSubspaceHead(TwoChildren(), NAMES, output_dim=8, uncertainty="sample")
+    head = MaskedSubspaceHead(TwoChildren(), NAMES, input_dim=16, output_dim=8, uncertainty="sample")
+    assert head(torch.randn(4, 16)).embedding.shape == (4, 8)
+    with pytest.raises(ValueError, match=r"h: got shape \(4, 12\), wanted \(N, 16\)"):
+        head(torch.randn(4, 12))
+
+
+def test_output_unpacks_moves_and_detaches():
+    out = MaskedSubspaceHead(mlp(), 3)(torch.randn(4, 16))
+    embedding, masks, log_variance = out
+    assert log_variance is None
+    assert embedding.requires_grad
+    assert masks.requires_grad
+    assert not out.detach().masks.requires_grad
+    moved = out.to(torch.float64)
+    assert isinstance(moved, SubspaceOutput)
+    assert moved.masks.dtype == torch.float64
+
+
+def test_log_variance_does_not_train_what_is_under_it_and_is_bounded():
+    head = MaskedSubspaceHead(mlp(), 3, uncertainty="sample")
+    nn.init.constant_(head.uncertainty.bias, 1e4)
+    h = torch.randn(4, 16, requires_grad=True)
+    log_variance = head(h).log_variance
+    assert log_variance.max() <= 8
+    log_variance.sum().backward()
+    assert h.grad is None
+    assert head.uncertainty.bias.grad is not None
+
+
+@pytest.mark.parametrize("make", [copy.deepcopy, lambda head: pickle.loads(pickle.dumps(head))])
+def test_copies_are_equal_and_apart(make):
+    head = MaskedSubspaceHead(mlp(), NAMES, uncertainty="subspace").eval()
+    twin = make(head)
+    h = torch.randn(4, 16)
+    assert all(torch.equal(a, b) for a, b in zip(head(h), twin(h), strict=True))
+    with torch.no_grad():
+        twin.masks.weight.add_(torch.randn_like(twin.masks.weight))
+    assert not torch.equal(head(h).masks, twin(h).masks)
+
+
+@pytest.mark.parametrize("masks", ["sigmoid", "relu", "softplus", "hard_concrete", "normalized"])
+def test_state_dict_roundtrip(masks):
+    head, twin = (MaskedSubspaceHead(mlp(), NAMES, masks=masks, uncertainty="subspace").eval() for _ in range(2))
+    buffer = io.BytesIO()
+    torch.save(head.state_dict(), buffer)
+    buffer.seek(0)
+    twin.load_state_dict(torch.load(buffer, weights_only=True))
+    h = torch.randn(4, 16)
+    assert all(torch.equal(a, b) for a, b in zip(head(h), twin(h), strict=True))
+    assert all(isinstance(value, torch.Tensor) for value in head.state_dict().values())
+
+
+def test_subspace_view_by_name_and_index():
+    head = MaskedSubspaceHead(mlp(), NAMES).eval()
+    out = head(torch.randn(4, 16))
+    wanted = out.embedding * out.masks[1]
+    assert torch.equal(head.subspace_view(out, "color"), wanted)
+    assert torch.equal(head.subspace_view(out.embedding, 1), wanted)
+    assert MaskedSubspaceHead(mlp(), 2).subspaces == ("0", "1")
+
+
+def test_autocast_keeps_masks_and_log_variance_in_float32():
+    head = MaskedSubspaceHead(mlp(), NAMES, uncertainty="subspace")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out0, out1 = head(torch.randn(6, 16)), head(torch.randn(6, 16))
+        loss = SubspaceVICRegLoss()(out0, out1)
+    assert [t.dtype for t in out0] == [torch.bfloat16, torch.float32, torch.float32]
+    assert loss.dtype == torch.float32
+    loss.backward()
+    assert all(p.grad.isfinite().all() for p in head.parameters())
+
+
+def test_compiles_whole_with_its_loss():
+    head, criterion = MaskedSubspaceHead(mlp(), NAMES, uncertainty="subspace"), SubspaceVICRegLoss()
+
+    def step(h0, h1, subspace):
+        return criterion(head(h0), head(h1), subspace=subspace)
+
+    h0, h1, subspace = torch.randn(6, 16), torch.randn(6, 16), torch.tensor([0, 1, 2, 0, 1, 2])
+    compiled = torch.compile(step, fullgraph=True)(h0, h1, subspace)
+    torch.testing.assert_close(compiled, step(h0, h1, subspace))
+    compiled.backward()
+    assert all(p.grad is not None for p in head.parameters())
+
+
+def test_exports_with_any_batch_and_survives_saving():
+    head = MaskedSubspaceHead(mlp(), NAMES, uncertainty="subspace").eval()
+    batch = torch.export.Dim("batch", min=2, max=1024)
+    program = torch.export.export(head, (torch.randn(4, 16),), dynamic_shapes=({0: batch},))
+    buffer = io.BytesIO()
+    torch.export.save(program, buffer)
+    buffer.seek(0)
+    h = torch.randn(9, 16)
+    out = torch.export.load(buffer).module()(h)
+    assert isinstance(out, SubspaceOutput)
+    for got, wanted in zip(out, head(h), strict=True):
+        torch.testing.assert_close(got, wanted)
+
+
+def test_trains_under_ddp():
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        head = MaskedSubspaceHead(mlp(), NAMES, uncertainty="subspace")
+        parallel = nn.parallel.DistributedDataParallel(head)
+        SubspaceVICRegLoss()(parallel(torch.randn(6, 16)), parallel(torch.randn(6, 16))).backward()
+        assert all(p.grad is not None for p in head.parameters())
+    finally:
+        dist.destroy_process_group()

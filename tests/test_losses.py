@@ -1,0 +1,209 @@
+"""Losses: the plain ones at K = 1 with a mask of ones, the stated formulas otherwise."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from mast_ops import (
+    MaskedSubspaceHead,
+    SubspaceBarlowTwinsLoss,
+    SubspaceCosineLoss,
+    SubspaceNTXentLoss,
+    SubspaceOutput,
+    SubspaceVICRegLoss,
+    UncertaintyInvarianceLoss,
+)
+
+N, D, K = 6, 8, 3
+INDEX = torch.tensor([0, 1, 2, 2, 1, 0])
+LOSSES = (
+    UncertaintyInvarianceLoss,
+    SubspaceVICRegLoss,
+    SubspaceNTXentLoss,
+    SubspaceCosineLoss,
+    SubspaceBarlowTwinsLoss,
+)
+
+
+def views(requires_grad: bool = True):
+    z0, z1 = torch.randn(2, N, D, dtype=torch.float64).unbind()
+    return z0.clone().requires_grad_(requires_grad), z1.clone().requires_grad_(requires_grad)
+
+
+def masks(k: int = K):
+    return torch.rand(k, D, dtype=torch.float64)
+
+
+def plain_vicreg(z0, z1):
+    def off_diagonal(z):
+        z = z - z.mean(0)
+        c = z.T @ z / (N - 1)
+        return c[~torch.eye(D, dtype=torch.bool)].pow(2).sum() / D
+
+    hinge = [F.relu(1 - (z.var(0) + 1e-4).sqrt()).mean() for z in (z0, z1)]
+    return 25 * F.mse_loss(z0, z1) + 25 * 0.5 * sum(hinge) + off_diagonal(z0) + off_diagonal(z1)
+
+
+def plain_nt_xent(z0, z1):
+    z = F.normalize(torch.cat([z0, z1]))
+    logits = (z @ z.T / 0.5).masked_fill(torch.eye(2 * N, dtype=torch.bool), -torch.inf)
+    return F.cross_entropy(logits, torch.arange(2 * N).roll(N))
+
+
+def plain_barlow(z0, z1):
+    a, b = (F.batch_norm(z, None, None, training=True) for z in (z0, z1))
+    c = a.T @ b / N
+    return (c.diagonal() - 1).pow(2).sum() + 5e-3 * c[~torch.eye(D, dtype=torch.bool)].pow(2).sum()
+
+
+@pytest.mark.parametrize(
+    ("loss", "plain"),
+    [
+        (UncertaintyInvarianceLoss(), F.mse_loss),
+        (UncertaintyInvarianceLoss(distance="cosine"), lambda a, b: (1 - F.cosine_similarity(a, b)).mean()),
+        (SubspaceVICRegLoss(), plain_vicreg),
+        (SubspaceVICRegLoss(scope="subspace"), plain_vicreg),
+        (SubspaceNTXentLoss(), plain_nt_xent),
+        (SubspaceCosineLoss(), lambda a, b: -F.cosine_similarity(a, b).mean()),
+        (SubspaceBarlowTwinsLoss(), plain_barlow),
+    ],
+)
+@pytest.mark.parametrize("subspace", [None, torch.zeros(N, dtype=torch.long)])
+def test_one_mask_of_ones_is_the_plain_loss(loss, plain, subspace):
+    z0, z1 = views()
+    ours, theirs = loss(z0, z1, torch.ones(1, D, dtype=torch.float64), subspace), plain(z0, z1)
+    torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
+    for got, wanted in zip(torch.autograd.grad(ours, (z0, z1)), torch.autograd.grad(theirs, (z0, z1)), strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-8, atol=1e-10)
+
+
+def test_scope_of_the_statistics():
+    z0, z1 = views()
+    m = masks()
+    inside = SubspaceVICRegLoss(lambda_param=0, scope="subspace")(z0, z1, m)
+    wanted = torch.stack([plain_vicreg(z0 * row, z1 * row) - 25 * F.mse_loss(z0 * row, z1 * row) for row in m]).mean()
+    torch.testing.assert_close(inside, wanted)
+    whole = SubspaceVICRegLoss(lambda_param=0)(z0, z1, m)
+    torch.testing.assert_close(whole, plain_vicreg(z0, z1) - 25 * F.mse_loss(z0, z1))
+
+
+def test_without_uncertainty_it_is_the_masked_mean_squared_error():
+    z0, z1 = views()
+    m = masks()
+    wanted = torch.stack([F.mse_loss(z0 * row, z1 * row) for row in m]).mean()
+    torch.testing.assert_close(UncertaintyInvarianceLoss()(z0, z1, m), wanted)
+    own = m[INDEX]
+    torch.testing.assert_close(UncertaintyInvarianceLoss()(z0, z1, m, INDEX), F.mse_loss(z0 * own, z1 * own))
+
+
+@pytest.mark.parametrize("width", [1, K, D])
+@pytest.mark.parametrize("factorised", [False, True])
+@pytest.mark.parametrize("normalize", [False, True])
+def test_uncertainty_is_the_gaussian_likelihood(width, factorised, normalize):
+    z0, z1 = views()
+    m = masks()
+    a, b = torch.randn(2, N, width, dtype=torch.float64).unbind()
+    variance = a.exp() + b.exp()
+    scale = 1 / (1 / variance).mean(0) if normalize else torch.full_like(variance[0], 0.5)
+    per_entry = torch.empty(N, K, D, dtype=torch.float64)
+    for k in range(K):
+        column = slice(k, k + 1) if width == K else slice(None)
+        v, s = variance[:, column], scale[column]
+        per_entry[:, k] = m[k] ** 2 * s * ((z0 - z1) ** 2 / v + v.log())
+    wanted = per_entry.mean(2)[torch.arange(N), INDEX].mean() if factorised else per_entry.mean()
+    loss = UncertaintyInvarianceLoss(normalize=normalize)
+    ours = loss(SubspaceOutput(z0, m, a), SubspaceOutput(z1, m, b), subspace=INDEX if factorised else None)
+    torch.testing.assert_close(ours, wanted)
+
+
+def test_a_view_without_variance_is_a_point():
+    z0, z1 = views()
+    m, a = masks(), torch.randn(N, 1, dtype=torch.float64)
+    alone = UncertaintyInvarianceLoss()(SubspaceOutput(z0, m, a), z1)
+    beside_zero = UncertaintyInvarianceLoss()(
+        SubspaceOutput(z0, m, a), SubspaceOutput(z1, m, torch.full_like(a, -torch.inf))
+    )
+    torch.testing.assert_close(alone, beside_zero)
+
+
+def test_an_ambiguous_pair_weighs_less():
+    z0, z1 = views()
+    m = masks()
+    log_variance = torch.zeros(N, 1, dtype=torch.float64)
+    log_variance[0] = 3.0
+    out = SubspaceOutput(z0, m, log_variance)
+    for normalize in (False, True):
+        (gradient,) = torch.autograd.grad(UncertaintyInvarianceLoss(normalize=normalize)(out, z1), z0)
+        weight = gradient / torch.autograd.grad(UncertaintyInvarianceLoss()(z0, z1, m), z0)[0]
+        assert (weight[0] < 0.1 * weight[1:].min()).all()
+    torch.testing.assert_close(weight.mean(), torch.tensor(1.0, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("subspace", [None, INDEX])
+def test_tensors_outputs_and_components_agree(loss, subspace):
+    z0, z1 = views()
+    m, criterion = masks(), loss()
+    plain, parts = criterion(z0, z1, masks=m, subspace=subspace, return_components=True)
+    for views_ in ((SubspaceOutput(z0, m), SubspaceOutput(z1, m)), (SubspaceOutput(z0, m), z1)):
+        assert torch.equal(criterion(*views_, subspace=subspace), plain)
+    weights = {
+        "variance": 25.0,
+        "covariance": 1.0,
+        "redundancy": 5e-3,
+        "invariance": 25.0 if loss is SubspaceVICRegLoss else 1.0,
+    }
+    torch.testing.assert_close(sum(weights.get(name, 1.0) * value for name, value in parts.items()), plain)
+    assert not any(value.requires_grad for value in parts.values())
+
+
+def test_a_learned_temperature_gets_a_gradient():
+    temperature = nn.Parameter(torch.tensor(0.2))
+    criterion = SubspaceNTXentLoss(temperature)
+    criterion(torch.randn(N, D), torch.randn(N, D), torch.rand(K, D)).backward()
+    assert [p is temperature for p in criterion.parameters()] == [True]
+    assert temperature.grad.abs() > 0
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("uncertainty", [None, "sample", "subspace", "dimension"])
+def test_a_few_steps_lower_it(loss, uncertainty):
+    torch.manual_seed(0)
+    head = MaskedSubspaceHead(nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, D)), K, uncertainty=uncertainty)
+    criterion, optimizer = loss(), torch.optim.Adam(head.parameters(), lr=1e-2)
+    h = torch.randn(N, 8)
+    h0, h1 = h + 0.1 * torch.randn(N, 8), h + 0.1 * torch.randn(N, 8)
+    values = []
+    for _ in range(30):
+        value = criterion(head(h0), head(h1), subspace=INDEX)
+        optimizer.zero_grad()
+        value.backward()
+        optimizer.step()
+        values.append(value.item())
+    assert values[-1] < values[0]
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_computed_in_float32(loss, dtype):
+    z0, z1, m = torch.randn(N, D).to(dtype), torch.randn(N, D).to(dtype), torch.rand(K, D)
+    wanted = loss()(z0.float(), z1.float(), m)
+    with torch.autocast("cpu", dtype=dtype):
+        value = loss()(z0, z1, m, None)
+    assert value.dtype == torch.float32
+    torch.testing.assert_close(value, wanted)
+
+
+def test_every_loss_compiles_whole():
+    criteria = [loss() for loss in LOSSES]
+
+    def total(z0, z1, m, subspace):
+        return sum(criterion(z0, z1, m, subspace) for criterion in criteria)
+
+    z0, z1 = views()
+    m = masks()
+    compiled = torch.compile(total, fullgraph=True)(z0, z1, m, INDEX)
+    torch.testing.assert_close(compiled, total(z0, z1, m, INDEX))
+    got = torch.autograd.grad(compiled, z0)[0]
+    torch.testing.assert_close(got, torch.autograd.grad(total(z0, z1, m, INDEX), z0)[0])
