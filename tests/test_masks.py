@@ -1,0 +1,82 @@
+"""Mask parameterisations: ranges, ends, and what each promises about collapse."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.func import functional_call
+
+from mast_ops import HardConcreteMasks, NormalizedMasks, ReLUMasks, SigmoidMasks, SoftplusMasks
+
+ALL = (SigmoidMasks, ReLUMasks, SoftplusMasks, HardConcreteMasks, NormalizedMasks)
+
+
+def filled(kind, value, **kwargs):
+    masks = kind(2, 5, **kwargs)
+    with torch.no_grad():
+        masks.weight.fill_(value)
+    return masks
+
+
+@pytest.mark.parametrize("kind", ALL)
+@pytest.mark.parametrize("shape", [(1, 1), (3, 7), (64, 5)])
+def test_shape_range_and_gradient(kind, shape):
+    module = kind(*shape)
+    masks = module()
+    assert masks.shape == shape
+    assert masks.min() >= 0
+    if kind not in (ReLUMasks, SoftplusMasks):
+        assert masks.max() <= 1
+    masks.square().sum().backward()
+    assert module.weight.grad.isfinite().all()
+
+
+def test_ends():
+    assert filled(ReLUMasks, -1.0)().eq(0).all()
+    assert filled(ReLUMasks, 3.0)().eq(3).all()
+    assert 0 < filled(SigmoidMasks, -9.0)().max() < 1e-3
+    assert 0 < filled(SoftplusMasks, -9.0)().max() < 1e-3
+    assert filled(HardConcreteMasks, -9.0).eval()().eq(0).all()
+    assert filled(HardConcreteMasks, 9.0).eval()().eq(1).all()
+
+
+def test_hard_concrete_samples_in_training_only_and_as_often_open_as_it_says():
+    gates = filled(HardConcreteMasks, 0.3)
+    samples = torch.stack([gates() for _ in range(4000)])
+    assert (samples == 0).any()
+    assert (samples == 1).any()
+    frequency = (samples > 0).double().mean((0, 1, 2))
+    torch.testing.assert_close(frequency, gates.open_probability()[0, 0].double(), atol=0.01, rtol=0)
+    gates.eval()
+    assert torch.equal(gates(), gates())
+
+
+@given(coverage=st.floats(0.05, 0.95), std=st.floats(0.1, 20), seed=st.integers(0, 999), dim=st.integers(1, 200))
+@settings(deadline=None, max_examples=40)
+def test_normalized_masks_have_exactly_their_coverage(coverage, std, seed, dim):
+    torch.manual_seed(seed)
+    masks = NormalizedMasks(3, dim, coverage=coverage, std=std).double()()
+    torch.testing.assert_close(masks.mean(1), torch.full((3,), coverage, dtype=torch.float64), atol=1e-5, rtol=0)
+
+
+def test_normalized_masks_ignore_a_shift_and_have_the_implicit_gradient():
+    module = NormalizedMasks(2, 6, coverage=0.3, std=1.0).double()
+    weight = module.weight.detach().clone().requires_grad_()
+
+    def masks(w):
+        return functional_call(module, {"weight": w}, ())
+
+    torch.testing.assert_close(masks(weight), masks(weight + 5), atol=1e-8, rtol=0)
+    assert torch.autograd.gradcheck(masks, (weight,), atol=1e-4)
+
+
+def test_an_invariance_alone_closes_sigmoid_masks_and_not_normalized_ones():
+    gap = torch.rand(16, 8)
+    for kind, collapses in ((SigmoidMasks, True), (NormalizedMasks, False)):
+        module = kind(2, 8)
+        optimizer = torch.optim.Adam(module.parameters(), lr=0.1)
+        for _ in range(200):
+            optimizer.zero_grad()
+            (gap @ module().square().T).mean().backward()
+            optimizer.step()
+        assert (module().mean() < 0.05) == collapses
