@@ -1,6 +1,6 @@
 """Masked Augmentation Subspace Training (MAST, ICLR 2023, arXiv 2303.03679) for PyTorch."""
 
-from mast_ops import functional
+from mast_ops import analysis, functional
 from mast_ops.head import MaskedSubspaceHead
 from mast_ops.losses import (
     SubspaceBarlowTwinsLoss,
@@ -37,5 +37,6 @@ __all__ = [
     "SubspaceVICRegLoss",
     "UncertaintyInvarianceLoss",
     "ViewPair",
+    "analysis",
     "functional",
 ]
