@@ -63,14 +63,7 @@ def check_masks(masks: Tensor, z: Tensor | None = None, name: str = "masks") -> 
 
 def check_subspace(subspace: Tensor, num_samples: int, num_subspaces: int, device: torch.device) -> None:
     """An (N,) int64 index into the K subspaces, one per sample."""
-    if not isinstance(subspace, Tensor):
-        raise TypeError(f"subspace: got {type(subspace).__name__}, wanted an int64 tensor of shape (N,)")
-    if subspace.dtype != torch.int64:
-        raise TypeError(f"subspace: got dtype {subspace.dtype}, wanted torch.int64 indices of subspaces")
-    if tuple(subspace.shape) != (num_samples,):
-        raise ValueError(f"subspace: got shape {tuple(subspace.shape)}, wanted ({num_samples},), one per sample")
-    if subspace.device != device:
-        raise ValueError(f"subspace: got device {subspace.device}, wanted {device}, that of the embedding")
+    check_index("subspace", subspace, num_samples, device)
     wanted = f"wanted 0 to {num_subspaces - 1} for K={num_subspaces}"
     if values_are_free(subspace):
         low, high = int(subspace.min()), int(subspace.max())
@@ -79,6 +72,18 @@ def check_subspace(subspace: Tensor, num_samples: int, num_subspaces: int, devic
     else:
         inside = (subspace >= 0) & (subspace < num_subspaces)
         torch._assert_async(inside.all(), f"subspace: got an index out of range, {wanted}")
+
+
+def check_index(name: str, index: Tensor, num_samples: int, device: torch.device) -> None:
+    """An (N,) int64 tensor, one entry per sample; any values."""
+    if not isinstance(index, Tensor):
+        raise TypeError(f"{name}: got {type(index).__name__}, wanted an int64 tensor of shape (N,)")
+    if index.dtype != torch.int64:
+        raise TypeError(f"{name}: got dtype {index.dtype}, wanted torch.int64")
+    if tuple(index.shape) != (num_samples,):
+        raise ValueError(f"{name}: got shape {tuple(index.shape)}, wanted ({num_samples},), one per sample")
+    if index.device != device:
+        raise ValueError(f"{name}: got device {index.device}, wanted {device}, that of the embedding")
 
 
 def check_log_variance(name: str, log_variance: Tensor, z: Tensor) -> None:

@@ -165,7 +165,7 @@ def test_factorised_is_gather_of_all(shape, seed):
         torch.testing.assert_close(
             function(z0, z1, masks, T, subspace), function(z0, z1, masks, T, subspace, "none").mean()
         )
-        torch.testing.assert_close(function(z0, z1, masks, T), function(z0, z1, masks, T, reduction="none").mean(0))
+        torch.testing.assert_close(function(z0, z1, masks, T), function(z0, z1, masks, T, reduction="none").mean())
 
 
 def test_barlow_twins_factorised():
@@ -225,6 +225,8 @@ def grad_cases():
         "subspace_info_nce": [], "subspace_nt_xent": [], "uncertainty_invariance": [],
         "subspace_variance": [(MF.subspace_variance, (z0, masks))],
         "subspace_covariance": [(MF.subspace_covariance, (z0, masks))],
+        "subspace_moments": [(MF.subspace_moments, (z0, masks))],
+        "subspace_sup_con": [],
     }  # fmt: skip
     for s in (None, subspace):
         for name in ("masked_distance", "masked_cosine_similarity", "subspace_barlow_twins"):
@@ -234,8 +236,16 @@ def grad_cases():
             for r in ("none", "mean"):
                 f = getattr(MF, name)
                 cases[name].append((lambda a, b, m, t, f=f, s=s, r=r: f(a, b, m, t, s, r), (*views, t)))
+        labels = torch.tensor([0, 1, 0, 1])
+        for r in ("none", "mean"):
+            f = MF.subspace_sup_con
+            case = (lambda a, m, t, f=f, s=s, r=r: f(a, labels, m, t, s, r), (z0, masks, t))
+            cases["subspace_sup_con"].append(case)
+            f = MF.masked_distance
+            cases["masked_distance"].append((lambda a, b, m, f=f, s=s, r=r: f(a, b, m, s, r), views))
         f = MF.uncertainty_invariance
         cases["uncertainty_invariance"].append((lambda a, b, m, s=s, f=f: f(a, b, m, None, s), views))
+        cases["uncertainty_invariance"].append((lambda a, b, m, s=s, f=f: f(a, b, m, None, s, reduction="mean"), views))
         for v in lv:
             cases["uncertainty_invariance"].append((lambda a, b, m, v, s=s, f=f: f(a, b, m, v, s), (*views, v)))
         for v in lv[:2]:
@@ -350,8 +360,9 @@ def test_small_temperature_is_finite():
 
 def test_single_row():
     z0, z1, masks, _ = make(1, 4, 3)
-    torch.testing.assert_close(MF.subspace_info_nce(z0, z1, masks, T), torch.zeros(3, dtype=torch.float64))
-    torch.testing.assert_close(MF.subspace_nt_xent(z0, z1, masks, T), torch.zeros(3, dtype=torch.float64))
+    for function in (MF.subspace_info_nce, MF.subspace_nt_xent):
+        alone = function(z0, z1, masks, T, reduction="none")
+        torch.testing.assert_close(alone, torch.zeros(1, 3, dtype=torch.float64), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("factorised", [False, True])

@@ -1,7 +1,12 @@
 """Pure functions under every module: plain tensors in, plain tensors out."""
 
-from mast_ops.functional.contrastive import subspace_info_nce, subspace_nt_xent
-from mast_ops.functional.moments import subspace_barlow_twins, subspace_covariance, subspace_variance
+from mast_ops.functional.contrastive import subspace_info_nce, subspace_nt_xent, subspace_sup_con
+from mast_ops.functional.moments import (
+    subspace_barlow_twins,
+    subspace_covariance,
+    subspace_moments,
+    subspace_variance,
+)
 from mast_ops.functional.pairs import masked_cosine_similarity, masked_distance
 from mast_ops.functional.sparsity import (
     mask_coverage,
@@ -26,7 +31,9 @@ __all__ = [
     "subspace_barlow_twins",
     "subspace_covariance",
     "subspace_info_nce",
+    "subspace_moments",
     "subspace_nt_xent",
+    "subspace_sup_con",
     "subspace_variance",
     "uncertainty_invariance",
 ]

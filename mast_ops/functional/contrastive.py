@@ -1,17 +1,23 @@
-"""All pairs: InfoNCE and NT-Xent inside every subspace."""
-
-from typing import Literal
+"""All pairs: InfoNCE, NT-Xent and SupCon inside every subspace."""
 
 import torch
-import torch.nn.functional as F
-from einops import reduce, repeat
+from einops import rearrange, repeat
 from torch import Tensor
 
-from mast_ops._checks import check_choice, check_positive, values_are_free
-from mast_ops.functional._precision import no_autocast, widen
-from mast_ops.functional.pairs import check_pairs, inverse_norm, select_rows
-
-_EPS = 1e-12  # that of F.normalize
+from mast_ops import ops
+from mast_ops._checks import (
+    check_choice,
+    check_embedding,
+    check_index,
+    check_masks,
+    check_positive,
+    check_subspace,
+    check_views,
+    values_are_free,
+)
+from mast_ops._precision import no_autocast, wide
+from mast_ops.functional.pairs import Reduction
+from mast_ops.ops import Backend
 
 
 def subspace_info_nce(
@@ -20,45 +26,80 @@ def subspace_info_nce(
     masks: Tensor,
     temperature: float | Tensor,
     subspace: Tensor | None = None,
-    reduction: Literal["mean", "none"] = "mean",
+    reduction: Reduction = "mean",
+    symmetric: bool = False,
+    sample0: Tensor | None = None,
+    sample1: Tensor | None = None,
+    backend: Backend = "auto",
 ) -> Tensor:
     """InfoNCE of ``z0`` against ``z1`` inside every subspace.
 
     Row i of ``z0`` is the anchor, row i of ``z1`` its positive and the other rows of ``z1`` its negatives,
-    all seen through mask k and compared by cosine.
+    all seen through mask k and compared by cosine. No N x C matrix of scores is kept, for no subspace, but by
+    the plain ``"eager"`` and ``"compile"``.
 
     Args:
         z0: Anchors, (N, D), floating point.
-        z1: Candidates, (N, D), same dtype and device.
-        masks: One mask per subspace, (K, D).
+        z1: Candidates, (C, D), same D, dtype and device; C = N unless samples are given.
+        masks: One mask per subspace, (K, D). Columns where a mask is zero are skipped.
         temperature: Divides the cosines; > 0. A float, or a tensor of one element to learn it.
         subspace: (N,) int64. With it, anchor i contrasts in subspace ``subspace[i]`` alone.
-        reduction: ``"mean"`` over samples, or ``"none"``.
+        reduction: ``"mean"`` over anchors and subspaces, or ``"none"``. The mean is faster: its gradients are
+            made in the forward pass.
+        symmetric: Average with the other direction, in which every candidate is an anchor: CLIP's loss. Goes
+            without ``subspace``, and with ``"none"`` for C = N alone.
+        sample0: (N,) int64, the sample that each anchor shows, given together with ``sample1``. Candidates of
+            the same sample are the anchor's positives, as many as there are: the loss is then the mean of
+            ``logsumexp - logit`` over them. An anchor without any gives NaN.
+        sample1: (C,) int64, likewise for the candidates.
+        backend: What computes it, see :data:`mast_ops.ops.Backend`.
 
     Returns:
-        ``"mean"``: (K,), or a scalar with ``subspace``. ``"none"``: (N, K), or (N,) with ``subspace``.
-        float32 for half-precision input, else the dtype of ``z0``.
+        ``"mean"``: a scalar. ``"none"``: (N, K), or (N,) with ``subspace``. float32 for half-precision input, else
+        the dtype of ``z0``.
 
     Raises:
         ValueError, TypeError: The arguments disagree in shape, dtype or device, are empty or integer,
-            ``subspace`` is out of range, or ``temperature`` is not a positive number.
+            ``subspace`` is out of range, ``temperature`` is not a positive number, one of ``sample0`` and
+            ``sample1`` is missing, or the asked backend cannot run.
 
-    Source: InfoNCE is van den Oord et al. 2018 (arXiv 1807.03748); its masked form is ours.
+    Source: InfoNCE is van den Oord et al. 2018 (arXiv 1807.03748), several positives as in SupCon (Khosla et al.
+    2020, arXiv 2004.11362, equation 2); the masked form is ours.
 
     Example:
         >>> import torch
         >>> from mast_ops.functional import subspace_info_nce
         >>> z = torch.eye(4)
-        >>> subspace_info_nce(z, z, torch.ones(2, 4), temperature=0.1)
+        >>> subspace_info_nce(z, z, torch.ones(2, 4), temperature=0.1, reduction="none")[0]
         tensor([0.0001, 0.0001])
     """
-    _check(z0, z1, masks, temperature, subspace, reduction)
+    check_choice("reduction", reduction, ("mean", "none"))
+    check_temperature(temperature)
+    if (sample0 is None) != (sample1 is None):
+        missing, given = ("sample0", "sample1") if sample0 is None else ("sample1", "sample0")
+        raise ValueError(f"{missing}: got None beside {given}, wanted both or neither")
+    if sample0 is None or sample1 is None:
+        check_views(z0, z1)
+        sample0 = sample1 = torch.arange(len(z0), device=z0.device)
+    else:
+        _check_candidates(z0, z1)
+        check_index("sample0", sample0, len(z0), z0.device)
+        check_index("sample1", sample1, len(z1), z1.device)
+    check_masks(masks, z0)
+    if subspace is not None:
+        check_subspace(subspace, len(z0), len(masks), z0.device)
+    if symmetric and subspace is not None:
+        raise ValueError("symmetric: got True beside subspace, wanted False: a candidate has no subspace of its own")
+    if symmetric and reduction == "none" and len(z0) != len(z1):
+        raise ValueError(
+            f"reduction: got 'none' for {len(z0)} anchors and {len(z1)} candidates in both directions, wanted 'mean'"
+        )
+    inputs = (z0, z1, *_scales(z0, masks, temperature), sample0, sample1, subspace, symmetric, backend)
     with no_autocast(z0):
-        z0, z1, masks = widen(z0, z1, masks)
-        scores = _scores(z0, z1, masks, subspace)
-        positive = torch.arange(z0.shape[0], device=z0.device)
-        losses = [F.cross_entropy(score / temperature, positive, reduction="none") for score in scores]
-        return _reduce(losses, subspace, reduction)
+        if reduction == "mean":
+            return ops.contrast_mean(*inputs)
+        rows, columns = ops.contrast(*inputs)
+        return (rows + columns) / 2 if symmetric else rows
 
 
 def subspace_nt_xent(
@@ -67,27 +108,32 @@ def subspace_nt_xent(
     masks: Tensor,
     temperature: float | Tensor,
     subspace: Tensor | None = None,
-    reduction: Literal["mean", "none"] = "mean",
+    reduction: Reduction = "mean",
+    backend: Backend = "auto",
 ) -> Tensor:
     """NT-Xent, SimCLR's loss, inside every subspace: both directions, with negatives from both views.
 
     Each of the 2N views is an anchor; its positive is the other view of its sample, its negatives are the
-    2N - 2 views of the other samples.
+    2N - 2 views of the other samples. No 2N x 2N matrix of scores is kept, for no subspace, but by the plain
+    ``"eager"`` and ``"compile"``.
 
     Args:
         z0: Embedding of the first view, (N, D), floating point.
         z1: Embedding of the second view, (N, D), same dtype and device.
-        masks: One mask per subspace, (K, D).
+        masks: One mask per subspace, (K, D). Columns where a mask is zero are skipped.
         temperature: Divides the cosines; > 0. A float, or a tensor of one element to learn it.
         subspace: (N,) int64. With it, both views of sample i contrast in subspace ``subspace[i]`` alone.
-        reduction: ``"mean"`` over the 2N anchors, or ``"none"``: the mean of a sample's two anchors.
+        reduction: ``"mean"`` over the 2N anchors and subspaces, or ``"none"``: the mean of a sample's two anchors.
+            The mean is faster: its gradients are made in the forward pass.
+        backend: What computes it, see :data:`mast_ops.ops.Backend`.
 
     Returns:
-        ``"mean"``: (K,), or a scalar with ``subspace``. ``"none"``: (N, K), or (N,) with ``subspace``.
-        float32 for half-precision input, else the dtype of ``z0``.
+        ``"mean"``: a scalar. ``"none"``: (N, K), or (N,) with ``subspace``. float32 for half-precision input, else
+        the dtype of ``z0``.
 
     Raises:
-        ValueError, TypeError: As for :func:`subspace_info_nce`.
+        ValueError, TypeError: The arguments disagree in shape, dtype or device, are empty or integer,
+            ``subspace`` is out of range, ``temperature`` is not a positive number, or the asked backend cannot run.
 
     Source: NT-Xent is SimCLR's equation 1 (arXiv 2002.05709); its masked form is ours.
 
@@ -96,34 +142,69 @@ def subspace_nt_xent(
         >>> from mast_ops.functional import subspace_nt_xent
         >>> z = torch.eye(4)
         >>> subspace_nt_xent(z, z, torch.ones(2, 4), temperature=0.1)
-        tensor([0.0003, 0.0003])
+        tensor(0.0003)
     """
-    _check(z0, z1, masks, temperature, subspace, reduction)
-    n = z0.shape[0]
-    with no_autocast(z0):
-        z0, z1, masks = widen(z0, z1, masks)
-        z = torch.cat([z0, z1])
-        scores = _scores(z, z, masks, None if subspace is None else repeat(subspace, "n -> (view n)", view=2))
-        itself = torch.eye(2 * n, dtype=torch.bool, device=z.device)
-        positive = torch.arange(2 * n, device=z.device).roll(n)
-        losses = []
-        for score in scores:
-            logits = (score / temperature).masked_fill(itself, -torch.inf)
-            losses.append(reduce(F.cross_entropy(logits, positive, reduction="none"), "(view n) -> n", "mean", view=2))
-        return _reduce(losses, subspace, reduction)
+    check_views(z0, z1)
+    if subspace is not None:
+        check_masks(masks, z0)
+        check_subspace(subspace, len(z0), len(masks), z0.device)
+        subspace = repeat(subspace, "n -> (view n)", view=2)
+    sample = repeat(torch.arange(len(z0), device=z0.device), "n -> (view n)", view=2)
+    losses = subspace_sup_con(torch.cat([z0, z1]), sample, masks, temperature, subspace, reduction, backend)
+    return losses if reduction == "mean" else rearrange(losses, "(view n) ... -> view n ...", view=2).mean(0)
 
 
-def _check(
-    z0: Tensor,
-    z1: Tensor,
+def subspace_sup_con(
+    z: Tensor,
+    sample: Tensor,
     masks: Tensor,
     temperature: float | Tensor,
-    subspace: Tensor | None,
-    reduction: str,
-) -> None:
+    subspace: Tensor | None = None,
+    reduction: Reduction = "mean",
+    backend: Backend = "auto",
+) -> Tensor:
+    """Contrastive loss with any number of positives inside every subspace: several views, or class labels.
+
+    Every row is an anchor, the other rows of its sample are its positives, and all other rows stand under the
+    softmax: ``logsumexp_{j != i} s_ij - mean_{j positive} s_ij``. Two views a sample make it NT-Xent.
+
+    Args:
+        z: Embedding of all views, (N, D), floating point.
+        sample: (N,) int64, the sample (or the class) that each row shows. A row that is alone gives NaN.
+        masks: One mask per subspace, (K, D). Columns where a mask is zero are skipped.
+        temperature: Divides the cosines; > 0. A float, or a tensor of one element to learn it.
+        subspace: (N,) int64. With it, row i contrasts as an anchor in subspace ``subspace[i]`` alone.
+        reduction: ``"mean"`` over anchors and subspaces, or ``"none"``. The mean is faster: its gradients are
+            made in the forward pass.
+        backend: What computes it, see :data:`mast_ops.ops.Backend`.
+
+    Returns:
+        ``"mean"``: a scalar. ``"none"``: (N, K), or (N,) with ``subspace``. float32 for half-precision input, else
+        the dtype of ``z``.
+
+    Raises:
+        ValueError, TypeError: The arguments disagree in shape, dtype or device, are empty or of another kind,
+            ``subspace`` is out of range, ``temperature`` is not a positive number, or the asked backend cannot run.
+
+    Source: SupCon (Khosla et al. 2020, arXiv 2004.11362), equation 2; the masked form is ours.
+
+    Example:
+        >>> import torch
+        >>> from mast_ops.functional import subspace_sup_con
+        >>> z = torch.eye(2).repeat_interleave(3, dim=0)  # three views of two samples
+        >>> subspace_sup_con(z, torch.tensor([0, 0, 0, 1, 1, 1]), torch.ones(1, 2), temperature=0.1)
+        tensor(0.6932)
+    """
     check_choice("reduction", reduction, ("mean", "none"))
     check_temperature(temperature)
-    check_pairs(z0, z1, masks, subspace)
+    check_embedding("z", z)
+    check_index("sample", sample, len(z), z.device)
+    check_masks(masks, z)
+    if subspace is not None:
+        check_subspace(subspace, len(z), len(masks), z.device)
+    inputs = (z, None, *_scales(z, masks, temperature), sample, None, subspace, False, backend)
+    with no_autocast(z):
+        return ops.contrast_mean(*inputs) if reduction == "mean" else ops.contrast(*inputs)[0]
 
 
 def check_temperature(temperature: float | Tensor) -> None:
@@ -139,25 +220,21 @@ def check_temperature(temperature: float | Tensor) -> None:
         check_positive("temperature", float(temperature.detach()))
 
 
-def _scores(anchors: Tensor, candidates: Tensor, masks: Tensor, subspace: Tensor | None) -> list[Tensor]:
-    """Masked cosines of every anchor with every candidate: one (N, N) a subspace, or one in all.
-
-    ``S_k = r_k * ((anchors * m_k^2) candidates^T) * r'_k``: only the anchors are masked, and the norms of
-    all subspaces come from two skinny products.
-    """
-    squared = masks.square()
-    anchor_scale = inverse_norm(anchors.square() @ squared.T, _EPS)
-    candidate_scale = inverse_norm(squared @ candidates.square().T, _EPS)
-    if subspace is None:
-        return [
-            ((anchors * squared[k]) @ candidates.T) * anchor_scale[:, k, None] * candidate_scale[k]
-            for k in range(masks.shape[0])
-        ]
-    masked = anchors * select_rows(squared, subspace)
-    own_scale = anchor_scale.gather(1, subspace[:, None])
-    return [(masked @ candidates.T) * own_scale * select_rows(candidate_scale, subspace)]
+def _scales(z: Tensor, masks: Tensor, temperature: float | Tensor) -> tuple[Tensor, Tensor]:
+    """Masks and inverse temperature, in the dtype that sums run in and on the embedding's device."""
+    dtype = wide(z.dtype)
+    if isinstance(temperature, Tensor):
+        inverse = temperature.reshape(()).to(z.device, dtype).reciprocal()
+    else:
+        inverse = torch.full((), 1 / temperature, dtype=dtype, device=z.device)
+    return masks.to(dtype), inverse
 
 
-def _reduce(losses: list[Tensor], subspace: Tensor | None, reduction: str) -> Tensor:
-    per_sample = losses[0] if subspace is not None else torch.stack(losses, dim=1)
-    return per_sample if reduction == "none" else per_sample.mean(0)
+def _check_candidates(z0: Tensor, z1: Tensor) -> None:
+    """Embeddings that may differ in their number of rows alone."""
+    check_embedding("z0", z0)
+    check_embedding("z1", z1)
+    wanted = (z1.shape[0], z0.shape[1])
+    if tuple(z1.shape) != wanted:
+        raise ValueError(f"z1: got shape {tuple(z1.shape)}, wanted (C, {z0.shape[1]}), the D of z0")
+    check_views(z0[:1], z1[:1])

@@ -3,9 +3,11 @@
 import torch
 from torch import Tensor
 
+from mast_ops import ops
 from mast_ops._checks import check_embedding, check_masks, check_min_samples, check_positive
-from mast_ops.functional._precision import no_autocast, widen
+from mast_ops._precision import no_autocast, widen
 from mast_ops.functional.pairs import check_pairs, select_rows
+from mast_ops.ops import Backend
 
 _BATCH_NORM_EPS = 1e-5  # Barlow Twins standardises with torch's batch norm
 
@@ -40,12 +42,10 @@ def subspace_variance(z: Tensor, masks: Tensor, eps: float = 1e-4) -> Tensor:
     _check_moments(z, masks)
     with no_autocast(z):
         z, masks = widen(z, masks)
-        hinge = torch.relu(1 - (masks.square() * z.var(dim=0) + eps).sqrt())
-        # 0 * inf is NaN: without it an infinite mask would look like a large deviation, and cost nothing.
-        return (hinge + 0 * masks).mean(dim=1)
+        return _hinge(z.var(dim=0), masks, eps)
 
 
-def subspace_covariance(z: Tensor, masks: Tensor) -> Tensor:
+def subspace_covariance(z: Tensor, masks: Tensor, backend: Backend = "auto") -> Tensor:
     """VICReg's covariance term inside every subspace: ``sum_{i != j} (m_ki m_kj C_ij)^2 / D``.
 
     Exactly the term of the masked embedding ``z * m_k``, from one covariance matrix C.
@@ -53,12 +53,15 @@ def subspace_covariance(z: Tensor, masks: Tensor) -> Tensor:
     Args:
         z: Embedding, (N, D), floating point, N >= 2.
         masks: One mask per subspace, (K, D).
+        backend: What computes it, see :data:`mast_ops.ops.Backend`. C is never held whole, but by ``"eager"`` and
+            ``"compile"``.
 
     Returns:
         (K,). float32 for half-precision input, else the dtype of ``z``.
 
     Raises:
-        ValueError, TypeError: Shapes, dtypes or devices disagree, or fewer than two samples.
+        ValueError, TypeError: Shapes, dtypes or devices disagree, fewer than two samples, or the asked backend
+            cannot run.
 
     Source: VICReg (arXiv 2105.04906), equations 3 and 4; the shared-statistics form is ours.
 
@@ -72,13 +75,43 @@ def subspace_covariance(z: Tensor, masks: Tensor) -> Tensor:
     _check_moments(z, masks)
     with no_autocast(z):
         z, masks = widen(z, masks)
+        return _covariance(z - z.mean(dim=0), masks, backend)
+
+
+def subspace_moments(z: Tensor, masks: Tensor, eps: float = 1e-4, backend: Backend = "auto") -> tuple[Tensor, Tensor]:
+    """Both VICReg terms inside every subspace from one set of batch statistics.
+
+    Args:
+        z: Embedding, (N, D), floating point, N >= 2.
+        masks: One mask per subspace, (K, D).
+        eps: Of :func:`subspace_variance`.
+        backend: Of :func:`subspace_covariance`.
+
+    Returns:
+        (variance, covariance), (K,) each: what :func:`subspace_variance` and :func:`subspace_covariance` give.
+
+    Raises:
+        ValueError, TypeError: As for the two.
+
+    Source: VICReg (arXiv 2105.04906), equations 1 to 4; the shared-statistics form is ours.
+
+    Example:
+        >>> import torch
+        >>> from mast_ops.functional import subspace_moments
+        >>> subspace_moments(torch.tensor([[1.0, 1.0], [-1.0, -1.0]]), torch.tensor([[1.0, 0.0], [1.0, 1.0]]))
+        (tensor([0.4950, 0.0000]), tensor([0., 4.]))
+    """
+    check_positive("eps", eps)
+    _check_moments(z, masks)
+    with no_autocast(z):
+        z, masks = widen(z, masks)
         centred = z - z.mean(dim=0)
-        covariance = centred.T @ centred / (z.shape[0] - 1)
-        return _off_diagonal(covariance, masks) / z.shape[1]
+        variance = centred.square().sum(dim=0) / (len(z) - 1)
+        return _hinge(variance, masks, eps), _covariance(centred, masks, backend)
 
 
 def subspace_barlow_twins(
-    z0: Tensor, z1: Tensor, masks: Tensor, subspace: Tensor | None = None
+    z0: Tensor, z1: Tensor, masks: Tensor, subspace: Tensor | None = None, backend: Backend = "auto"
 ) -> tuple[Tensor, Tensor]:
     """Barlow Twins' two terms inside every subspace, from one cross-correlation matrix C.
 
@@ -92,6 +125,7 @@ def subspace_barlow_twins(
         subspace: (N,) int64. With it, the invariance of subspace k looks only at its own samples'
             correlations (standardised over the whole batch) and counts by their share of the batch, so that
             an absent subspace counts nothing. Redundancy has no pairs and uses the whole batch either way.
+        backend: Of :func:`subspace_covariance`.
 
     Returns:
         ``(invariance, redundancy)``, (K,) each: their means over K are the loss's terms. float32 for
@@ -99,7 +133,7 @@ def subspace_barlow_twins(
 
     Raises:
         ValueError, TypeError: The arguments disagree in shape, dtype or device, are empty or integer, fewer
-            than two samples, or ``subspace`` is out of range.
+            than two samples, ``subspace`` is out of range, or the asked backend cannot run.
 
     Source: Barlow Twins (arXiv 2103.03230), equation 1; the masked form is ours.
 
@@ -117,11 +151,10 @@ def subspace_barlow_twins(
     with no_autocast(z0):
         z0, z1, masks = widen(z0, z1, masks)
         z0, z1 = _standardise(z0), _standardise(z1)
-        correlation = z0.T @ z1 / num_samples
-        redundancy = _off_diagonal(correlation, masks)
         squared = masks.square()
+        redundancy = ops.off_diagonal(z0, z1 / num_samples, squared, backend)
         if subspace is None:
-            return squared @ (correlation.diagonal() - 1).square(), redundancy
+            return squared @ ((z0 * z1).mean(dim=0) - 1).square(), redundancy
         member = select_rows(torch.eye(num_subspaces, dtype=z0.dtype, device=z0.device), subspace)
         count = member.sum(dim=0)
         diagonal = member.T @ (z0 * z1) / count.clamp_min(1)[:, None]
@@ -135,17 +168,17 @@ def _check_moments(z: Tensor, masks: Tensor) -> None:
     check_min_samples(z.shape[0], 2, "a variance over the batch needs two", name="z")
 
 
+def _hinge(variance: Tensor, masks: Tensor, eps: float) -> Tensor:
+    hinge = torch.relu(1 - (masks.square() * variance + eps).sqrt())
+    # 0 * inf is NaN: without it an infinite mask would look like a large deviation, and cost nothing.
+    return (hinge + 0 * masks).mean(dim=1)
+
+
+def _covariance(centred: Tensor, masks: Tensor, backend: Backend) -> Tensor:
+    num_samples, dim = centred.shape
+    return ops.off_diagonal(centred * (num_samples - 1) ** -0.5, None, masks.square(), backend) / dim
+
+
 def _standardise(z: Tensor) -> Tensor:
     variance, mean = torch.var_mean(z, dim=0, correction=0)
     return (z - mean) * (variance + _BATCH_NORM_EPS).rsqrt()
-
-
-def _off_diagonal(matrix: Tensor, masks: Tensor) -> Tensor:
-    """``sum_{i != j} (m_ki m_kj matrix_ij)^2`` for every k.
-
-    The diagonal is multiplied by zero, not overwritten: a NaN on it must stay one. It is not subtracted
-    from the full sum either: that would cancel.
-    """
-    squared = masks.square()
-    off = matrix.square() * (1 - torch.eye(matrix.shape[0], dtype=matrix.dtype, device=matrix.device))
-    return ((squared @ off) * squared).sum(dim=1)

@@ -1,15 +1,29 @@
 """Positive pairs: masked distances and cosines in all K subspaces, or in one subspace per sample."""
 
+from typing import Literal
+
 import torch.nn.functional as F
 from torch import Tensor
 
-from mast_ops._checks import check_masks, check_positive, check_subspace, check_views
-from mast_ops.functional._precision import no_autocast, widen
+from mast_ops import ops
+from mast_ops._checks import check_choice, check_masks, check_positive, check_subspace, check_views
+from mast_ops._precision import no_autocast, wide
+from mast_ops.ops import Backend
 
 COSINE_EPS = 1e-8  # that of torch.nn.functional.cosine_similarity
 
 
-def masked_distance(z0: Tensor, z1: Tensor, masks: Tensor, subspace: Tensor | None = None) -> Tensor:
+Reduction = Literal["mean", "none"]
+
+
+def masked_distance(
+    z0: Tensor,
+    z1: Tensor,
+    masks: Tensor,
+    subspace: Tensor | None = None,
+    reduction: Reduction = "none",
+    backend: Backend = "auto",
+) -> Tensor:
     r"""Squared distance of every pair inside every subspace: ``d_ik = sum_d (m_kd (z0_id - z1_id))^2``.
 
     All K come from one (N, D) x (D, K) product; nothing of size N x K x D exists.
@@ -20,13 +34,17 @@ def masked_distance(z0: Tensor, z1: Tensor, masks: Tensor, subspace: Tensor | No
         masks: One mask per subspace, (K, D); zeros drop a dimension, the sign of an entry does not matter.
         subspace: (N,) int64. With it, sample i is measured in subspace ``subspace[i]`` alone, at the price
             of one subspace.
+        reduction: ``"none"``, or ``"mean"`` over samples and subspaces: then samples are summed before masks
+            act, and all K cost no more than one.
+        backend: What computes it, see :data:`mast_ops.ops.Backend`.
 
     Returns:
-        (N, K), or (N,) with ``subspace``. float32 for half-precision input, else the dtype of ``z0``.
+        ``"none"``: (N, K), or (N,) with ``subspace``. ``"mean"``: a scalar. float32 for half-precision input, else
+        the dtype of ``z0``.
 
     Raises:
-        ValueError, TypeError: The arguments disagree in shape, dtype or device, are empty or integer, or
-            ``subspace`` holds an index outside 0..K-1.
+        ValueError, TypeError: The arguments disagree in shape, dtype or device, are empty or integer,
+            ``subspace`` holds an index outside 0..K-1, or the asked backend cannot run.
 
     Source: ours; the paper's abstract (arXiv 2303.03679) states masks that select dimensions, no equation.
 
@@ -41,14 +59,22 @@ def masked_distance(z0: Tensor, z1: Tensor, masks: Tensor, subspace: Tensor | No
         >>> masked_distance(z0, z1, masks, subspace=torch.tensor([0, 1]))
         tensor([5., 1.])
     """
+    check_choice("reduction", reduction, ("mean", "none"))
     check_pairs(z0, z1, masks, subspace)
     with no_autocast(z0):
-        z0, z1, masks = widen(z0, z1, masks)
-        return pool((z0 - z1).square(), masks, subspace)
+        squared = masks.to(wide(z0.dtype)).square()
+        if reduction == "mean":
+            return mean_gap(z0, z1, squared, None, None, subspace, backend)
+        return ops.distance(z0, z1, squared, subspace=subspace, backend=backend)
 
 
 def masked_cosine_similarity(
-    z0: Tensor, z1: Tensor, masks: Tensor, subspace: Tensor | None = None, eps: float = COSINE_EPS
+    z0: Tensor,
+    z1: Tensor,
+    masks: Tensor,
+    subspace: Tensor | None = None,
+    eps: float = COSINE_EPS,
+    backend: Backend = "auto",
 ) -> Tensor:
     """Cosine similarity of ``m_k * z0_i`` and ``m_k * z1_i`` for every pair and subspace.
 
@@ -59,6 +85,7 @@ def masked_cosine_similarity(
         subspace: (N,) int64. With it, sample i is compared in subspace ``subspace[i]`` alone.
         eps: Each norm counts as at least this, so that a zero mask or embedding gives 0 with a zero
             gradient; 1e-8 is the default of ``torch.nn.functional.cosine_similarity``.
+        backend: What computes it, see :data:`mast_ops.ops.Backend`.
 
     Returns:
         (N, K), or (N,) with ``subspace``. float32 for half-precision input, else the dtype of ``z0``.
@@ -78,8 +105,7 @@ def masked_cosine_similarity(
     check_positive("eps", eps)
     check_pairs(z0, z1, masks, subspace)
     with no_autocast(z0):
-        z0, z1, masks = widen(z0, z1, masks)
-        return pooled_cosine(z0, z1, masks, subspace, eps)
+        return pooled_cosine(z0, z1, masks.to(wide(z0.dtype)).square(), subspace, eps, backend)
 
 
 def check_pairs(z0: Tensor, z1: Tensor, masks: Tensor, subspace: Tensor | None) -> None:
@@ -89,17 +115,26 @@ def check_pairs(z0: Tensor, z1: Tensor, masks: Tensor, subspace: Tensor | None) 
         check_subspace(subspace, z0.shape[0], masks.shape[0], z0.device)
 
 
-def pool(x: Tensor, masks: Tensor, subspace: Tensor | None) -> Tensor:
-    """``sum_d m_kd^2 x_id``: the one reduction under every masked quantity. (N, K), or (N,) with ``subspace``."""
-    squared = masks.square()
+def mean_gap(
+    z0: Tensor,
+    z1: Tensor,
+    squared: Tensor,
+    log_variance: Tensor | None,
+    scale: Tensor | None,
+    subspace: Tensor | None,
+    backend: Backend,
+) -> Tensor:
+    """Mean over samples, and over subspaces unless each sample has its own, of a masked distance."""
+    sums = ops.gap_sums(z0, z1, len(squared), log_variance, scale, subspace, backend)
     if subspace is None:
-        return x @ squared.T
-    return (x * select_rows(squared, subspace)).sum(1)
+        return (squared * sums).sum() / (len(z0) * len(squared))
+    return (squared * sums).sum() / len(z0)
 
 
-def pooled_cosine(z0: Tensor, z1: Tensor, masks: Tensor, subspace: Tensor | None, eps: float) -> Tensor:
-    dot = pool(z0 * z1, masks, subspace)
-    norm0, norm1 = pool(z0.square(), masks, subspace), pool(z1.square(), masks, subspace)
+def pooled_cosine(
+    z0: Tensor, z1: Tensor, squared: Tensor, subspace: Tensor | None, eps: float, backend: Backend
+) -> Tensor:
+    dot, norm0, norm1 = ops.products(z0, z1, squared, subspace, backend)
     return dot * inverse_norm(norm0, eps) * inverse_norm(norm1, eps)
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from mast_ops._checks import check_fraction, check_masks
-from mast_ops.functional._precision import no_autocast, widen
+from mast_ops._precision import no_autocast, widen
 
 _LOG_EPS = 1e-7  # keeps the slope of x log x finite at an exact 0 or 1
 _NORM_EPS = 1e-12

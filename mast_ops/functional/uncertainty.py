@@ -5,9 +5,11 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from mast_ops import ops
 from mast_ops._checks import check_alike, check_choice, check_log_variance
-from mast_ops.functional._precision import no_autocast, widen
-from mast_ops.functional.pairs import COSINE_EPS, check_pairs, pool, pooled_cosine, select_rows
+from mast_ops._precision import no_autocast, wide, widen
+from mast_ops.functional.pairs import COSINE_EPS, Reduction, check_pairs, mean_gap, pooled_cosine, select_rows
+from mast_ops.ops import Backend
 
 Distance = Literal["squared", "cosine"]
 Granularity = Literal["sample", "subspace", "dimension"]
@@ -50,6 +52,8 @@ def uncertainty_invariance(
     distance: Distance = "squared",
     granularity: Granularity | None = None,
     normalize: bool = False,
+    reduction: Reduction = "none",
+    backend: Backend = "auto",
 ) -> Tensor:
     """Masked invariance of every pair, reweighted by the pair's predicted variance.
 
@@ -79,13 +83,18 @@ def uncertainty_invariance(
         granularity: What the columns of ``log_variance`` are; by default told from their number, and asked
             for only where K == D > 1 leaves that open.
         normalize: Whether the weights of each column of ``log_variance`` are scaled to a mean of 1 over the batch.
+        reduction: ``"none"``, or ``"mean"`` over samples and subspaces. A mean of squared distances with no variance,
+            or one per dimension, sums over samples before masks act, and costs no more for K than for 1.
+        backend: What computes it, see :data:`mast_ops.ops.Backend`.
 
     Returns:
-        (N, K), or (N,) with ``subspace``. float32 for half-precision input, else the dtype of ``z0``.
+        ``"none"``: (N, K), or (N,) with ``subspace``. ``"mean"``: a scalar. float32 for half-precision input, else
+        the dtype of ``z0``.
 
     Raises:
         ValueError, TypeError: The arguments disagree in shape, dtype or device, are empty or integer,
-            ``subspace`` is out of range, or a variance per dimension is asked of the cosine.
+            ``subspace`` is out of range, a variance per dimension is asked of the cosine, or the asked backend
+            cannot run.
 
     Source: the paper's abstract (arXiv 2303.03679) states that uncertainty reweights ambiguous samples; the
     likelihood is that of Kendall and Gal 2017 (arXiv 1703.04977), and its masked form is ours.
@@ -101,6 +110,7 @@ def uncertainty_invariance(
         tensor([2.6945, 1.0677])
     """
     check_choice("distance", distance, DISTANCES)
+    check_choice("reduction", reduction, ("mean", "none"))
     if granularity is not None:
         check_choice("granularity", granularity, GRANULARITIES)
     check_pairs(z0, z1, masks, subspace)
@@ -108,21 +118,28 @@ def uncertainty_invariance(
         granularity = _resolve_granularity(log_variance, z0, masks, granularity)
         if granularity == "dimension" and distance == "cosine":
             raise ValueError("distance: got 'cosine' with a variance per dimension, wanted 'squared'")
+    else:
+        granularity = None
     with no_autocast(z0):
-        z0, z1, masks = widen(z0, z1, masks)
-        if log_variance is None:
-            return _gap(z0, z1, masks, subspace, distance)
-        (log_variance,) = widen(log_variance)
-        scale = _harmonic_mean(log_variance) if normalize else torch.full_like(log_variance[:1], 0.5)
-        weight, price = scale * torch.exp(-log_variance), scale * log_variance
-        if granularity == "dimension":
-            return pool((z0 - z1).square() * weight + price, masks, subspace) / z0.shape[1]
-        if subspace is not None:
-            own_column = subspace[:, None] if granularity == "subspace" else torch.zeros_like(subspace[:, None])
-            weight, price = (x.gather(1, own_column).squeeze(1) for x in (weight, price))
-        if distance == "squared":
-            price = price * _mass(masks, subspace)
-        return _gap(z0, z1, masks, subspace, distance) * weight + price
+        squared = masks.to(wide(z0.dtype)).square()
+        scale = None
+        if log_variance is not None:
+            (log_variance,) = widen(log_variance)
+            scale = _harmonic_mean(log_variance) if normalize else torch.full_like(log_variance[:1], 0.5)
+        if distance == "squared" and granularity in (None, "dimension"):
+            if reduction == "mean":
+                return mean_gap(z0, z1, squared, log_variance, scale, subspace, backend) / z0.shape[1]
+            return ops.distance(z0, z1, squared, log_variance, scale, subspace, backend) / z0.shape[1]
+        gap = _gap(z0, z1, squared, subspace, distance, backend)
+        if log_variance is not None and scale is not None:
+            weight, price = scale * torch.exp(-log_variance), scale * log_variance
+            if subspace is not None:
+                own_column = subspace[:, None] if granularity == "subspace" else torch.zeros_like(subspace[:, None])
+                weight, price = (x.gather(1, own_column).squeeze(1) for x in (weight, price))
+            if distance == "squared":
+                price = price * _mass(squared, subspace)
+            gap = gap * weight + price
+        return gap.mean() if reduction == "mean" else gap
 
 
 def _harmonic_mean(log_variance: Tensor) -> Tensor:
@@ -130,15 +147,17 @@ def _harmonic_mean(log_variance: Tensor) -> Tensor:
     return torch.exp(-log_variance.detach()).mean(dim=0, keepdim=True).reciprocal()
 
 
-def _gap(z0: Tensor, z1: Tensor, masks: Tensor, subspace: Tensor | None, distance: Distance) -> Tensor:
+def _gap(
+    z0: Tensor, z1: Tensor, squared: Tensor, subspace: Tensor | None, distance: Distance, backend: Backend
+) -> Tensor:
     if distance == "cosine":
-        return 1 - pooled_cosine(z0, z1, masks, subspace, COSINE_EPS)
-    return pool((z0 - z1).square(), masks, subspace) / z0.shape[1]
+        return 1 - pooled_cosine(z0, z1, squared, subspace, COSINE_EPS, backend)
+    return ops.distance(z0, z1, squared, subspace=subspace, backend=backend) / z0.shape[1]
 
 
-def _mass(masks: Tensor, subspace: Tensor | None) -> Tensor:
+def _mass(squared: Tensor, subspace: Tensor | None) -> Tensor:
     """Share of the dimensions that a mask lets through, ``mean_d m_kd^2``: (K,), or (N,) with ``subspace``."""
-    mass = masks.square().mean(dim=1)
+    mass = squared.mean(dim=1)
     return mass if subspace is None else select_rows(mass[:, None], subspace).squeeze(1)
 
 

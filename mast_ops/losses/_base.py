@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from mast_ops._checks import check_alike
 from mast_ops.functional import combine_log_variance
 from mast_ops.functional.pairs import check_pairs
+from mast_ops.ops import Backend, check_backend
 from mast_ops.output import SubspaceOutput
 
 View = Tensor | SubspaceOutput
@@ -38,6 +39,11 @@ class SubspaceLoss(nn.Module, ABC):
     - Returns a scalar, float32 for half-precision input; with ``return_components`` also a dictionary of
       the terms, unweighted and detached, for logging.
     """
+
+    def __init__(self, backend: Backend = "auto") -> None:
+        super().__init__()
+        check_backend(backend)
+        self.backend: Backend = backend
 
     @abstractmethod
     def terms(self, pair: Pair, subspace: Tensor | None) -> dict[str, tuple[float, Tensor]]:

@@ -4,6 +4,7 @@ from typing_extensions import override
 from mast_ops._checks import check_non_negative
 from mast_ops.functional import subspace_barlow_twins
 from mast_ops.losses._base import Pair, SubspaceLoss
+from mast_ops.ops import Backend
 
 
 class SubspaceBarlowTwinsLoss(SubspaceLoss):
@@ -13,9 +14,11 @@ class SubspaceBarlowTwinsLoss(SubspaceLoss):
 
     Args:
         lambda_param: Weight of the redundancy; 5e-3 as in the paper and lightly.
+        backend: What computes it, see :data:`mast_ops.ops.Backend`.
 
     Raises:
-        ValueError: ``lambda_param`` is negative. On call: arguments that disagree, or fewer than two samples.
+        ValueError: ``lambda_param`` is negative, or ``backend`` is unknown. On call: arguments that disagree,
+            or fewer than two samples.
 
     Source: Barlow Twins (arXiv 2103.03230), equation 1; the masked form is ours.
 
@@ -27,12 +30,12 @@ class SubspaceBarlowTwinsLoss(SubspaceLoss):
         tensor(0.0100)
     """
 
-    def __init__(self, lambda_param: float = 5e-3) -> None:
-        super().__init__()
+    def __init__(self, lambda_param: float = 5e-3, backend: Backend = "auto") -> None:
+        super().__init__(backend)
         check_non_negative("lambda_param", lambda_param)
         self.lambda_param = lambda_param
 
     @override
     def terms(self, pair: Pair, subspace: Tensor | None) -> dict[str, tuple[float, Tensor]]:
-        invariance, redundancy = subspace_barlow_twins(pair.z0, pair.z1, pair.masks, subspace)
+        invariance, redundancy = subspace_barlow_twins(pair.z0, pair.z1, pair.masks, subspace, self.backend)
         return {"invariance": (1.0, invariance.mean()), "redundancy": (self.lambda_param, redundancy.mean())}

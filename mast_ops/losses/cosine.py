@@ -4,6 +4,7 @@ from typing_extensions import override
 from mast_ops._checks import check_positive
 from mast_ops.functional import masked_cosine_similarity
 from mast_ops.losses._base import Pair, SubspaceLoss
+from mast_ops.ops import Backend
 
 
 class SubspaceCosineLoss(SubspaceLoss):
@@ -15,9 +16,10 @@ class SubspaceCosineLoss(SubspaceLoss):
 
     Args:
         eps: Each norm counts as at least this; 1e-8 as in lightly.
+        backend: What computes it, see :data:`mast_ops.ops.Backend`.
 
     Raises:
-        ValueError: ``eps`` is not a positive number. On call: arguments that disagree.
+        ValueError: ``eps`` is not a positive number, or ``backend`` is unknown. On call: arguments that disagree.
 
     Source: BYOL (arXiv 2006.07733), SimSiam (arXiv 2011.10566), equation 1; the masked form is ours.
 
@@ -29,12 +31,12 @@ class SubspaceCosineLoss(SubspaceLoss):
         tensor(-1.)
     """
 
-    def __init__(self, eps: float = 1e-8) -> None:
-        super().__init__()
+    def __init__(self, eps: float = 1e-8, backend: Backend = "auto") -> None:
+        super().__init__(backend)
         check_positive("eps", eps)
         self.eps = eps
 
     @override
     def terms(self, pair: Pair, subspace: Tensor | None) -> dict[str, tuple[float, Tensor]]:
-        similarity = masked_cosine_similarity(pair.z0, pair.z1, pair.masks, subspace, self.eps)
+        similarity = masked_cosine_similarity(pair.z0, pair.z1, pair.masks, subspace, self.eps, self.backend)
         return {"negative_cosine": (1.0, -similarity.mean())}

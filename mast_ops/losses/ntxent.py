@@ -4,6 +4,7 @@ from typing_extensions import override
 from mast_ops.functional import subspace_nt_xent
 from mast_ops.functional.contrastive import check_temperature
 from mast_ops.losses._base import Pair, SubspaceLoss
+from mast_ops.ops import Backend
 
 
 class SubspaceNTXentLoss(SubspaceLoss):
@@ -13,9 +14,11 @@ class SubspaceNTXentLoss(SubspaceLoss):
 
     Args:
         temperature: Divides the cosines; 0.5 as in lightly. An ``nn.Parameter`` of one element is learned.
+        backend: What computes it, see :data:`mast_ops.ops.Backend`.
 
     Raises:
-        ValueError: ``temperature`` is not a positive number. On call: arguments that disagree.
+        ValueError: ``temperature`` is not a positive number, or ``backend`` is unknown. On call: arguments that
+            disagree.
 
     Source: SimCLR (arXiv 2002.05709), equation 1; the masked form is ours.
 
@@ -27,12 +30,14 @@ class SubspaceNTXentLoss(SubspaceLoss):
         tensor(0.0003)
     """
 
-    def __init__(self, temperature: float | Tensor = 0.5) -> None:
-        super().__init__()
+    def __init__(self, temperature: float | Tensor = 0.5, backend: Backend = "auto") -> None:
+        super().__init__(backend)
         check_temperature(temperature)
         self.temperature = temperature
 
     @override
     def terms(self, pair: Pair, subspace: Tensor | None) -> dict[str, tuple[float, Tensor]]:
-        per_subspace = subspace_nt_xent(pair.z0, pair.z1, pair.masks, self.temperature, subspace)
-        return {"nt_xent": (1.0, per_subspace.mean())}
+        loss = subspace_nt_xent(
+            pair.z0, pair.z1, pair.masks, self.temperature, subspace, reduction="mean", backend=self.backend
+        )
+        return {"nt_xent": (1.0, loss)}

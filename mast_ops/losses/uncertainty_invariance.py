@@ -5,6 +5,7 @@ from mast_ops._checks import check_choice
 from mast_ops.functional import uncertainty_invariance
 from mast_ops.functional.uncertainty import DISTANCES, GRANULARITIES, Distance, Granularity
 from mast_ops.losses._base import Pair, SubspaceLoss
+from mast_ops.ops import Backend
 
 
 class UncertaintyInvarianceLoss(SubspaceLoss):
@@ -24,9 +25,10 @@ class UncertaintyInvarianceLoss(SubspaceLoss):
             ``"dimension"``. By default told from their number; needed only where K == D.
         normalize: Scale the weights of the pairs to a mean of 1 over the batch; by default the bare likelihood.
             Worth it beside terms that are weighted against a mean-squared error, as in VICReg.
+        backend: What computes it, see :data:`mast_ops.ops.Backend`.
 
     Raises:
-        ValueError: Unknown ``distance`` or ``granularity``. On call: arguments that disagree.
+        ValueError: Unknown ``distance``, ``granularity`` or ``backend``. On call: arguments that disagree.
 
     Source: the paper's abstract (arXiv 2303.03679) for the reweighting; the likelihood is ours.
 
@@ -39,9 +41,13 @@ class UncertaintyInvarianceLoss(SubspaceLoss):
     """
 
     def __init__(
-        self, distance: Distance = "squared", granularity: Granularity | None = None, normalize: bool = False
+        self,
+        distance: Distance = "squared",
+        granularity: Granularity | None = None,
+        normalize: bool = False,
+        backend: Backend = "auto",
     ) -> None:
-        super().__init__()
+        super().__init__(backend)
         check_choice("distance", distance, DISTANCES)
         if granularity is not None:
             check_choice("granularity", granularity, GRANULARITIES)
@@ -49,5 +55,7 @@ class UncertaintyInvarianceLoss(SubspaceLoss):
 
     @override
     def terms(self, pair: Pair, subspace: Tensor | None) -> dict[str, tuple[float, Tensor]]:
-        value = uncertainty_invariance(*pair, subspace, self.distance, self.granularity, self.normalize)
-        return {"invariance": (1.0, value.mean())}
+        value = uncertainty_invariance(
+            *pair, subspace, self.distance, self.granularity, self.normalize, reduction="mean", backend=self.backend
+        )
+        return {"invariance": (1.0, value)}

@@ -5,9 +5,10 @@ from torch import Tensor
 from typing_extensions import override
 
 from mast_ops._checks import check_choice, check_min_samples, check_non_negative, check_positive
-from mast_ops.functional import subspace_covariance, subspace_variance, uncertainty_invariance
+from mast_ops.functional import subspace_moments, uncertainty_invariance
 from mast_ops.functional.uncertainty import Granularity
 from mast_ops.losses._base import Pair, SubspaceLoss
+from mast_ops.ops import Backend
 
 Scope = Literal["embedding", "subspace"]
 
@@ -29,10 +30,11 @@ class SubspaceVICRegLoss(SubspaceLoss):
         normalize: Whether predicted variances only reweight pairs, with weights that average 1 (default).
             ``lambda_param`` is meant for a mean-squared error; under the bare likelihood, whose weight grows
             as pairs come closer, the easiest subspace drives out the others.
+        backend: What computes it, see :data:`mast_ops.ops.Backend`.
 
     Raises:
-        ValueError: A negative weight, ``eps`` <= 0, unknown ``scope``. On call: arguments that disagree, or
-            fewer than two samples.
+        ValueError: A negative weight, ``eps`` <= 0, unknown ``scope`` or ``backend``. On call: arguments that
+            disagree, or fewer than two samples.
 
     Source: VICReg (arXiv 2105.04906); the paper (arXiv 2303.03679) takes it as its base; where the statistics
     act is ours.
@@ -55,8 +57,9 @@ class SubspaceVICRegLoss(SubspaceLoss):
         scope: Scope = "embedding",
         granularity: Granularity | None = None,
         normalize: bool = True,
+        backend: Backend = "auto",
     ) -> None:
-        super().__init__()
+        super().__init__(backend)
         for name, weight in (("lambda_param", lambda_param), ("mu_param", mu_param), ("nu_param", nu_param)):
             check_non_negative(name, weight)
         check_positive("eps", eps)
@@ -68,12 +71,15 @@ class SubspaceVICRegLoss(SubspaceLoss):
     def terms(self, pair: Pair, subspace: Tensor | None) -> dict[str, tuple[float, Tensor]]:
         z0, z1, masks, _ = pair
         check_min_samples(z0.shape[0], 2, "a variance over the batch needs two", name="out0")
-        invariance = uncertainty_invariance(*pair, subspace, "squared", self.granularity, self.normalize).mean()
+        invariance = uncertainty_invariance(
+            *pair, subspace, "squared", self.granularity, self.normalize, reduction="mean", backend=self.backend
+        )
         seen = masks if self.scope == "subspace" else torch.ones_like(masks[:1])
-        variance = (subspace_variance(z0, seen, self.eps) + subspace_variance(z1, seen, self.eps)).mean() / 2
-        covariance = (subspace_covariance(z0, seen) + subspace_covariance(z1, seen)).mean()
+        (variance0, covariance0), (variance1, covariance1) = (
+            subspace_moments(z, seen, self.eps, self.backend) for z in (z0, z1)
+        )
         return {
             "invariance": (self.lambda_param, invariance),
-            "variance": (self.mu_param, variance),
-            "covariance": (self.nu_param, covariance),
+            "variance": (self.mu_param, (variance0 + variance1).mean() / 2),
+            "covariance": (self.nu_param, (covariance0 + covariance1).mean()),
         }

@@ -8,9 +8,14 @@ from torch import Tensor
 _HALF = (torch.float16, torch.bfloat16)
 
 
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """The dtype that a sum over ``dtype`` runs in."""
+    return torch.float32 if dtype in _HALF else dtype
+
+
 def widen(*tensors: Tensor) -> tuple[Tensor, ...]:
     """Half precision becomes float32; float32 and float64 stay as they are."""
-    return tuple(t.float() if t.dtype in _HALF else t for t in tensors)
+    return tuple(t.to(wide(t.dtype)) for t in tensors)
 
 
 def no_autocast(z: Tensor) -> AbstractContextManager[object]:

@@ -1,0 +1,22 @@
+"""The fused core: each operator for all K subspaces at once, registered with torch.library.
+
+Every function here takes checked tensors and a backend, asks :mod:`mast_ops.ops.backend` what runs it, and calls
+the kernels of that name.
+"""
+
+from mast_ops.ops.backend import BACKENDS, Backend, check_backend
+from mast_ops.ops.contrast import contrast, contrast_mean
+from mast_ops.ops.moments import off_diagonal
+from mast_ops.ops.pairs import distance, gap_sums, products
+
+__all__ = [
+    "BACKENDS",
+    "Backend",
+    "check_backend",
+    "contrast",
+    "contrast_mean",
+    "distance",
+    "gap_sums",
+    "off_diagonal",
+    "products",
+]

@@ -1,0 +1,109 @@
+"""The one dispatch point: which kernels run an operator."""
+
+import importlib
+import importlib.util
+import os
+from collections.abc import Callable
+from functools import cache
+from types import ModuleType
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from mast_ops._checks import check_choice
+
+Backend = Literal["auto", "eager", "compile", "chunked", "triton"]
+"""What computes an operator.
+
+- ``"auto"`` (default): the fastest that runs where the tensors are; the environment variable
+  ``MAST_OPS_BACKEND`` replaces it, for debugging.
+- ``"eager"``: the plain formula, differentiated by autograd as often as asked. Holds what the formula holds.
+- ``"compile"``: the plain formula under ``torch.compile``.
+- ``"chunked"``: matrix products over pieces, gradients by hand. Any device, float16 to float64.
+- ``"triton"``: Triton kernels, on CUDA, float16, bfloat16 and float32; variance and covariance are
+  ``"chunked"`` there, which is nothing but large matrix products.
+"""
+BACKENDS: tuple[Backend, ...] = get_args(Backend)
+
+VARIABLE = "MAST_OPS_BACKEND"
+_forced = os.environ.get(VARIABLE, "auto")
+if _forced not in BACKENDS:
+    raise ValueError(f"{VARIABLE}: got {_forced!r}, wanted one of {', '.join(map(repr, BACKENDS))}")
+
+
+def check_backend(backend: str) -> None:
+    check_choice("backend", backend, BACKENDS)
+
+
+def resolve(backend: Backend, operator: str, z: Tensor) -> Backend:
+    """What runs ``operator`` on embeddings like ``z``, never ``"auto"``.
+
+    ``"auto"``, which the environment variable ``MAST_OPS_BACKEND`` replaces: on CUDA Triton where it can run,
+    else products in chunks; on CPU products in chunks, but for what Inductor fuses better when it compiles the
+    caller's own code; elsewhere the plain formula.
+
+    Raises:
+        ValueError: The asked backend cannot run here.
+    """
+    check_backend(backend)
+    asked = _forced if backend == "auto" else backend
+    if asked == "auto":
+        if z.device.type == "cuda":
+            return "chunked" if _why_not_triton(z) else _with_kernel(operator)
+        if z.device.type != "cpu":
+            return "eager"
+        return "eager" if operator in _INDUCTOR_FUSES and torch.compiler.is_compiling() else "chunked"
+    if asked == "triton":
+        reason = _why_not_triton(z)
+        if reason:
+            raise ValueError(f"backend: got 'triton', wanted another, or 'auto': {reason}")
+        return _with_kernel(operator)
+    if asked == "compile" and torch.compiler.is_compiling():
+        return "eager"  # the caller's compiler sees through it
+    return asked  # type: ignore[return-value]
+
+
+# Elementwise work and one small product: under the caller's own torch.compile, one pass over memory.
+_INDUCTOR_FUSES = ("pairs",)
+# Nothing but large matrix products: the library's own are the kernel on every device.
+_PRODUCTS_ONLY = ("moments",)
+
+
+def _with_kernel(operator: str) -> Backend:
+    return "chunked" if operator in _PRODUCTS_ONLY else "triton"
+
+
+def kernels(backend: str, operator: str) -> ModuleType:
+    """The module of a backend's kernels; Triton is imported only here, when first needed."""
+    return importlib.import_module(f"mast_ops.kernels.{backend}.{operator}")
+
+
+def plain(backend: Backend, formula: Callable[..., object]) -> Callable[..., object]:
+    """The plain formula, compiled if that was asked for."""
+    return _compiled(formula) if backend == "compile" else formula
+
+
+@cache
+def _compiled(formula: Callable[..., object]) -> Callable[..., object]:
+    return torch.compile(formula, fullgraph=True)
+
+
+def _why_not_triton(z: Tensor) -> str | None:
+    if not _has_triton():
+        return "the triton package is not installed"
+    if z.dtype == torch.float64:
+        return "its kernels take float16, bfloat16 and float32, the embedding is float64"
+    if z.device.type != "cuda" and not _interpreting():
+        return f"its kernels run on CUDA, the embedding is on {z.device.type}"
+    return None
+
+
+@cache
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+def _interpreting() -> bool:
+    """Whether Triton runs kernels on CPU tensors, for tests."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
