@@ -1,0 +1,287 @@
+"""The fused core against its plain formulas: values, gradients, shapes, dtypes, strides, and torch's own machinery."""
+
+import copy
+import math
+import os
+
+import pytest
+import torch
+from cases import NAMES, Case, make_case, make_cases, scalar_weighted
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mast_ops import ops
+from mast_ops.kernels.chunked import contrast as chunked_contrast
+from mast_ops.kernels.chunked import moments as chunked_moments
+from mast_ops.kernels.chunked import pairs as chunked_pairs
+
+SHAPES = [(2, 1, 1), (5, 7, 3), (67, 128, 15), (33, 7, 64), (9, 1000, 3), (3, 8192, 2)]
+
+
+@pytest.fixture
+def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pieces so small that even a small problem has many, with remainders."""
+    for device in ("cpu", "cuda"):
+        monkeypatch.setitem(chunked_pairs._TILE, device, 50)
+        monkeypatch.setitem(chunked_contrast._BLOCK, device, 100)
+        monkeypatch.setitem(chunked_moments._BLOCK, device, 1)
+    monkeypatch.setattr(chunked_moments, "_WIDEST", 3)
+
+
+def learned(arguments):
+    return [x for x in arguments if isinstance(x, torch.Tensor) and x.requires_grad]
+
+
+def gradients(outputs, arguments):
+    total = scalar_weighted([out for out in outputs if out.requires_grad])
+    return torch.autograd.grad(total, learned(arguments), allow_unused=True, retain_graph=True)
+
+
+def assert_same(case: Case, backend: str, rtol: float = 1e-9, atol: float = 1e-9):
+    fused, plain = case.leaves(), case.leaves()
+    got, wanted = case.fused(*fused, backend=backend), case.plain(*plain)
+    assert [out.shape for out in got] == [out.shape for out in wanted]
+    torch.testing.assert_close(got, wanted, rtol=rtol, atol=atol)
+    for ours, theirs in zip(gradients(got, fused), gradients(wanted, plain), strict=True):
+        if theirs is not None and ours is not None:
+            torch.testing.assert_close(ours, theirs, rtol=rtol, atol=atol)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("name", NAMES)
+def test_equals_the_plain_formula(name, shape, device):
+    assert_same(make_case(name, *shape, device=device.type), "chunked")
+
+
+@pytest.mark.parametrize("density", [1.0, 0.3, 0.0])
+@pytest.mark.parametrize("kept", [0, 1 << 24])
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.usefixtures("small_pieces")
+def test_in_many_pieces(name, kept, density, device, monkeypatch):
+    monkeypatch.setattr(chunked_contrast, "_CACHED", kept)
+    assert_same(make_case(name, 41, 13, 3, density=density, device=device.type), "chunked")
+
+
+@pytest.mark.parametrize("inverse_temperature", [1 / 0.005, 71.0, 69.0, 0.01])
+@pytest.mark.parametrize("name", [name for name in NAMES if "contrast" in name])
+@pytest.mark.usefixtures("small_pieces")
+def test_any_temperature(name, inverse_temperature):
+    case = make_case(name, 23, 5, 3)
+    case.arguments[3].fill_(inverse_temperature)
+    assert_same(case, "chunked", atol=1e-7)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_gradcheck(name):
+    case = make_case(name, 4, 3, 2)
+    arguments = case.leaves()
+    places = [i for i, x in enumerate(arguments) if isinstance(x, torch.Tensor) and x.requires_grad]
+    if "variance" in name:  # its scale is a constant
+        places.remove(next(i for i, x in enumerate(case.arguments) if isinstance(x, torch.Tensor) and x.shape[0] == 1))
+
+    def function(*values):
+        full = [x.detach() if isinstance(x, torch.Tensor) else x for x in arguments]
+        for place, value in zip(places, values, strict=True):
+            full[place] = value
+        return tuple(out for out in case.fused(*full) if out.numel())
+
+    assert torch.autograd.gradcheck(function, [arguments[i] for i in places])
+
+
+@given(
+    seed=st.integers(0, 10**6),
+    n=st.integers(2, 9),
+    d=st.integers(1, 9),
+    k=st.integers(1, 5),
+    name=st.sampled_from(NAMES),
+)
+@settings(deadline=None, max_examples=60)
+def test_any_shape(seed, n, d, k, name):
+    assert_same(make_case(name, n, d, k, seed=seed, density=0.6), "chunked")
+
+
+@pytest.mark.parametrize("form", ["transposed", "sliced", "expanded", "one value"])
+@pytest.mark.parametrize("name", NAMES)
+def test_any_strides(name, form):
+    case = make_case(name, 6, 6, 3)
+
+    def with_strides(x):
+        if not isinstance(x, torch.Tensor) or x.dim() < 2 or 1 in x.shape:
+            return x
+        return {
+            "transposed": lambda: x.T.contiguous().T,
+            "sliced": lambda: torch.cat([x, x], 1)[:, : x.shape[1]],
+            "expanded": lambda: x[:1].expand_as(x),
+            "one value": lambda: x[:1, :1].expand_as(x),
+        }[form]()
+
+    case.arguments = tuple(with_strides(x) for x in case.arguments)
+    fused = tuple(
+        x.requires_grad_() if isinstance(x, torch.Tensor) and x.is_floating_point() else x for x in case.arguments
+    )
+    got, wanted = case.fused(*fused), case.plain(*case.leaves())
+    torch.testing.assert_close(got, wanted, rtol=1e-9, atol=1e-9)
+    assert all(grad is None or grad.isfinite().all() for grad in gradients(got, fused))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("name", NAMES)
+def test_low_precision_is_no_worse_than_eager(name, dtype, device):
+    case = make_case(name, 32, 64, 3, dtype=dtype, device=device.type)
+    exact_in, fused, plain = case.leaves(torch.float64), case.leaves(), case.leaves()
+    exact, got, wanted = case.plain(*exact_in), case.fused(*fused), case.plain(*plain)
+    assert all(out.dtype == torch.float32 for out in got)
+    of_exact, of_got, of_wanted = gradients(exact, exact_in), gradients(got, fused), gradients(wanted, plain)
+    for reference, ours, theirs in zip((*exact, *of_exact), (*got, *of_got), (*wanted, *of_wanted), strict=True):
+        if reference is None or ours is None or reference.numel() == 0:
+            continue
+        unit = torch.finfo(ours.dtype).eps * reference.abs().max()
+        assert (ours - reference).abs().max() <= (theirs - reference).abs().max() + 32 * unit
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_autocast_does_not_reach_inside(name, device):
+    case = make_case(name, 8, 16, 3, dtype=torch.float32, device=device.type)
+    outside_in, inside_in = case.leaves(), case.leaves()
+    outside = case.fused(*outside_in)
+    grads = gradients(outside, outside_in)
+    with torch.autocast(device.type, torch.bfloat16):
+        inside = case.fused(*inside_in)
+        torch.testing.assert_close(inside, outside, rtol=0, atol=0)
+        for got, wanted in zip(gradients(inside, inside_in), grads, strict=True):
+            torch.testing.assert_close(got, wanted, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_same_twice(name):
+    case = make_case(name, 40, 30, 3, dtype=torch.float32, density=0.5)
+    first_in, second_in = case.leaves(), case.leaves()
+    first, second = case.fused(*first_in), case.fused(*second_in)
+    for a, b in zip((*first, *gradients(first, first_in)), (*second, *gradients(second, second_in)), strict=True):
+        assert a is b or torch.equal(a, b)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_not_finite_shows_even_where_no_mask_looks(name, bad):
+    case = make_case(name, 6, 5, 2)
+    masks = (
+        next(x for x in case.arguments if isinstance(x, torch.Tensor) and x.shape == (2, 5))
+        if "gap" not in name
+        else None
+    )
+    if masks is not None:
+        masks[:, 3] = 0
+    case.arguments[0][2, 3] = bad
+    out = torch.stack([x.sum() for x in case.fused(*case.arguments)]).sum()
+    assert not out.isfinite()
+
+
+SCHEMA_TESTS = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_opcheck(name):
+    """What torch asks of an operator, of each one and of its gradient, with the arguments they are really called by."""
+    case = make_case(name, 5, 4, 2, dtype=torch.float32)
+    calls = []
+
+    class Record(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func.namespace == "mast_ops":
+                calls.append((func, copy.copy(args)))
+            return func(*args, **(kwargs or {}))
+
+    arguments = case.leaves()
+    with Record():
+        gradients(case.fused(*arguments), arguments)
+    assert calls
+    for operator, args in calls:
+        leaves = tuple(
+            x.detach().requires_grad_(x.is_floating_point()) if isinstance(x, torch.Tensor) else x for x in args
+        )
+        backward = operator._opname.endswith("_backward")
+        tests = SCHEMA_TESTS[:3] if backward else SCHEMA_TESTS  # a gradient of a gradient is refused
+        torch.library.opcheck(operator, leaves, test_utils=tests)
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_compiles_whole(dynamic):
+    def everything(*groups):
+        return [scalar_weighted_inside(case.fused(*group)) for case, group in zip(cases, groups, strict=True)]
+
+    def scalar_weighted_inside(outputs):
+        return sum((out * (1 + out.detach())).sum() for out in outputs)
+
+    for n in (5, 7):
+        cases = make_cases(n, 6, 3, dtype=torch.float32)
+        eager_in, compiled_in = [case.leaves() for case in cases], [case.leaves() for case in cases]
+        eager = everything(*eager_in)
+        compiled = torch.compile(everything, fullgraph=True, dynamic=dynamic)(*compiled_in)
+        torch.testing.assert_close(compiled, eager, rtol=1e-4, atol=1e-4)
+        for total in (sum(eager), sum(compiled)):
+            total.backward()
+        for a, b in zip(eager_in, compiled_in, strict=True):
+            for x, y in zip(learned(a), learned(b), strict=True):
+                torch.testing.assert_close(x.grad, y.grad, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["distance", "gap_sums", "products", "contrast both ways", "off_diagonal"])
+def test_exports(name):
+    case = make_case(name, 6, 5, 3, dtype=torch.float32)
+    tensors = [x for x in case.arguments if isinstance(x, torch.Tensor)]
+
+    class Module(torch.nn.Module):
+        def forward(self, *tensors):
+            left = iter(tensors)
+            return case.fused(*(next(left) if isinstance(x, torch.Tensor) else x for x in case.arguments))
+
+    program = torch.export.export(Module(), tuple(tensors))
+    torch.testing.assert_close(program.module()(*tensors), case.fused(*case.arguments))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_second_gradient_is_refused_by_name(name):
+    case = make_case(name, 4, 3, 2)
+    arguments = case.leaves()
+    total = sum((out * out).sum() for out in case.fused(*arguments))
+    (first,) = torch.autograd.grad(total, arguments[:1], create_graph=True)
+    if "contrast_mean" in name:
+        pytest.skip("its gradients are constants that were made in the forward pass")
+    with pytest.raises(RuntimeError, match="backend='eager'"):
+        first.square().sum().backward()
+    arguments = case.leaves()
+    total = sum((out * out).sum() for out in case.fused(*arguments, backend="eager"))
+    (first,) = torch.autograd.grad(total, arguments[:1], create_graph=True)
+    first.square().sum().backward()
+    assert arguments[0].grad.isfinite().all()
+
+
+def test_scaled_loss_in_half_precision_does_not_vanish():
+    """As under GradScaler: gradients made in the forward pass, before the scale is known, must not underflow."""
+    z = (torch.randn(64, 32) * 100).half()
+    arguments = [z.clone().requires_grad_(), z.flip(0).clone().requires_grad_(), torch.ones(2, 32)]
+    ids = torch.arange(64)
+    loss = ops.contrast_mean(*arguments, torch.tensor(2.0), ids, ids)
+    (loss * 65536).backward()
+    exact = [x.detach().double().requires_grad_() for x in arguments[:2]]
+    (ops.contrast_mean(*exact, torch.ones(2, 32).double(), torch.tensor(2.0).double(), ids, ids) * 65536).backward()
+    for got, wanted in zip(arguments, exact, strict=False):
+        torch.testing.assert_close(got.grad.double(), wanted.grad, rtol=2e-3, atol=1e-4)
+
+
+def test_under_ddp():
+    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+    torch.distributed.init_process_group("gloo", rank=0, world_size=1, init_method="tcp://127.0.0.1:0")
+    try:
+        projector = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(5, 6))
+        masks = torch.nn.Parameter(torch.rand(2, 6))
+        ids = torch.arange(4)
+        z0, z1 = projector(torch.randn(4, 5)), projector(torch.randn(4, 5))
+        loss = (
+            ops.contrast_mean(z0, z1, masks, torch.tensor(2.0), ids, ids) + ops.distance(z0, z1, masks.square()).mean()
+        )
+        loss.backward()
+        assert projector.module.weight.grad.abs().sum() > 0
+    finally:
+        torch.distributed.destroy_process_group()
