@@ -239,7 +239,7 @@ def grad_cases():
         labels = torch.tensor([0, 1, 0, 1])
         for r in ("none", "mean"):
             f = MF.subspace_sup_con
-            case = (lambda a, m, t, f=f, s=s, r=r: f(a, labels, m, t, s, r), (z0, masks, t))
+            case = (lambda a, m, t, f=f, s=s, r=r, labels=labels: f(a, labels, m, t, s, r), (z0, masks, t))
             cases["subspace_sup_con"].append(case)
             f = MF.masked_distance
             cases["masked_distance"].append((lambda a, b, m, f=f, s=s, r=r: f(a, b, m, s, r), views))

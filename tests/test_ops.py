@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mast_ops import ops
-from mast_ops.kernels.chunked import contrast as chunked_contrast
 from mast_ops.kernels.chunked import moments as chunked_moments
 from mast_ops.kernels.chunked import pairs as chunked_pairs
+from mast_ops.kernels.chunked import scores as chunked_scores
 
 SHAPES = [(2, 1, 1), (5, 7, 3), (67, 128, 15), (33, 7, 64), (9, 1000, 3), (3, 8192, 2)]
 
@@ -23,7 +23,7 @@ def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pieces so small that even a small problem has many, with remainders."""
     for device in ("cpu", "cuda"):
         monkeypatch.setitem(chunked_pairs._TILE, device, 50)
-        monkeypatch.setitem(chunked_contrast._BLOCK, device, 100)
+        monkeypatch.setitem(chunked_scores._BLOCK, device, 100)
         monkeypatch.setitem(chunked_moments._BLOCK, device, 1)
     monkeypatch.setattr(chunked_moments, "_WIDEST", 3)
 
@@ -58,7 +58,7 @@ def test_equals_the_plain_formula(name, shape, device):
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.usefixtures("small_pieces")
 def test_in_many_pieces(name, kept, density, device, monkeypatch):
-    monkeypatch.setattr(chunked_contrast, "_CACHED", kept)
+    monkeypatch.setattr(chunked_scores, "_CACHED", kept)
     assert_same(make_case(name, 41, 13, 3, density=density, device=device.type), "chunked")
 
 

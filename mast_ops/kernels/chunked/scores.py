@@ -1,0 +1,187 @@
+"""The score matrix of one subspace, a block of rows at a time: its softmaxes, and their gradients."""
+
+import math
+
+import torch
+from torch import Tensor
+
+_BLOCK = {"cpu": 1 << 20, "cuda": 1 << 24}  # scores in a block
+_CACHED = 1 << 24  # scores of one subspace that may be kept from the first pass to the second
+_SAFE = 70.0  # up to this inverse temperature exp(score) and its sums stay well inside float32
+
+
+class Workspace:
+    """Memory for blocks of scores that one subspace hands to the next: new pages cost as much as filling them."""
+
+    def __init__(self, like: Tensor) -> None:
+        self._pool: dict[object, Tensor] = {}
+        self._like = like
+
+    def take(self, key: object, *shape: int) -> Tensor:
+        """Room of this shape, uninitialised; what was taken under the same key before is gone."""
+        size = math.prod(shape)
+        if key not in self._pool or self._pool[key].numel() < size:
+            self._pool[key] = self._like.new_empty(size)
+        return self._pool[key][:size].view(shape)
+
+
+class Scores:
+    """The score matrix of one subspace, a block of rows at a time; only the upper blocks where it is symmetric."""
+
+    def __init__(
+        self,
+        anchors: Tensor,
+        candidates: Tensor,
+        scale: float,
+        pairs: tuple[Tensor, Tensor],
+        own: Tensor | None,
+        columns: bool,
+        symmetric: bool,
+        workspace: Workspace,
+    ) -> None:
+        self.workspace = workspace
+        self.anchors, self.candidates, self.scale = anchors, candidates, scale
+        self.own, self.columns, self.symmetric = own, columns, symmetric
+        self.shape: tuple[int, int] = anchors.shape[1], candidates.shape[1]
+        self.raised = scale <= _SAFE  # blocks then hold exp(score), and no maximum is needed
+        self.row_count, self.column_count = (
+            index.bincount(minlength=size).to(anchors.dtype) for index, size in zip(pairs, self.shape, strict=True)
+        )
+        height = min(max(_BLOCK.get(anchors.device.type, _BLOCK["cuda"]) // self.shape[1], 16), self.shape[0])
+        self.rows = [slice(row, min(row + height, self.shape[0])) for row in range(0, self.shape[0], height)]
+        bounds = torch.searchsorted(pairs[0], torch.tensor([r.start for r in self.rows[1:]], device=pairs[0].device))
+        splits = [index.tensor_split(bounds.cpu()) for index in pairs]
+        self.pairs = list(zip(*splits, strict=True))
+        self.kept: list[Tensor] | None = None
+
+    def keep(self) -> None:
+        """Let the second pass find the blocks of the first, if they are few enough."""
+        if sum(self._size(rows) for rows in self.rows) <= _CACHED:
+            self.kept = []
+
+    def statistics(self) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
+        """Losses of the rows and of the columns (None unless asked for), then their logsumexps."""
+        lse = _LogSumExp(self.shape[0], self.anchors, self.raised)
+        column_lse = _LogSumExp(self.shape[1], self.anchors, self.raised) if self.columns else None
+        positive = self.anchors.new_zeros(self.shape[0])
+        column_positive = self.anchors.new_zeros(self.shape[1])
+        for index, rows in enumerate(self.rows):
+            block, i, j = self._block(index)
+            logits = block[i, j]
+            positive.index_add_(0, i + rows.start, logits)
+            block = self._raise(block)
+            lse.add(rows, block, 1)
+            if column_lse is not None:
+                column_positive.index_add_(0, j, logits)
+                column_lse.add(slice(None), block, 0)
+            elif self.symmetric:
+                below = j >= rows.stop - rows.start
+                positive.index_add_(0, j[below] + rows.start, logits[below])
+                lse.add(slice(rows.stop, None), block[:, rows.stop - rows.start :], 0)
+            if self.kept is not None:
+                self.kept.append(block)
+        value = lse.value()
+        loss = value - positive / self.row_count
+        if column_lse is None:
+            return loss, None, value, None
+        column_value = column_lse.value()
+        return loss, column_value - column_positive / self.column_count, value, column_value
+
+    def gradients(
+        self, lse: tuple[Tensor, Tensor | None], g_rows: Tensor, g_columns: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Gradients of the packed anchors and candidates before the temperature; one tensor where symmetric."""
+        g_anchors = torch.zeros_like(self.anchors)
+        g_candidates = g_anchors if self.symmetric else torch.zeros_like(self.candidates)
+        row = _Softmax(lse[0], g_rows, self.row_count, self.raised)
+        column = row if self.symmetric else None
+        if lse[1] is not None and g_columns is not None:
+            column = _Softmax(lse[1], g_columns, self.column_count, self.raised)
+        for index, rows in enumerate(self.rows):
+            first = rows.start if self.symmetric else 0
+            if self.kept is None:
+                block, i, j = self._block(index)
+                block = self._raise(block)
+            else:
+                block, i, j = self.kept[index], *self._local(index)
+            weight = self._weight(block, row, column, rows, first)
+            at_positives = row.at_positive[i + rows.start]
+            if column is not None:
+                at_positives = at_positives + column.at_positive[j + first]
+            weight.index_put_((i, j), -at_positives, accumulate=True)
+            g_anchors[:, rows].addmm_(self.candidates[:, first:], weight.T)
+            past = rows.stop if self.symmetric else 0
+            g_candidates[:, past:].addmm_(self.anchors[:, rows], weight[:, past - first :])
+        return g_anchors, g_candidates
+
+    def _weight(self, block: Tensor, row: "_Softmax", column: "_Softmax | None", rows: slice, first: int) -> Tensor:
+        """Gradient of the losses by the scores, but for the positives. May overwrite the block."""
+        if self.raised:
+            if column is None:
+                return block.mul_(row.factor[rows, None])
+            both = torch.add(
+                row.factor[rows, None], column.factor[first:], out=self.workspace.take("weight", *block.shape)
+            )
+            return block.mul_(both)
+        weight = torch.sub(block, row.lse[rows, None], out=self.workspace.take("weight", *block.shape))
+        weight.exp_().mul_(row.gradient[rows, None])
+        if column is None:
+            return weight
+        return weight.addcmul_(block.sub_(column.lse[first:]).exp_(), column.gradient[first:])
+
+    def _size(self, rows: slice) -> int:
+        height: int = rows.stop - rows.start
+        return height * (self.shape[1] - (rows.start if self.symmetric else 0))
+
+    def _block(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits of a block of rows, and where in it the positives are."""
+        rows = self.rows[index]
+        first = rows.start if self.symmetric else 0
+        shape = rows.stop - rows.start, self.shape[1] - first
+        block = self.workspace.take("block" if self.kept is None else index, *shape)
+        block.addmm_(self.anchors[:, rows].T, self.candidates[:, first:], beta=0, alpha=self.scale)
+        if self.own is not None:
+            block.scatter_(1, self.own[rows, None] - first, -torch.inf)
+        return block, *self._local(index)
+
+    def _local(self, index: int) -> tuple[Tensor, Tensor]:
+        i, j = self.pairs[index]
+        if self.symmetric:  # the others stand in an earlier block, mirrored
+            upper = j >= self.rows[index].start
+            i, j = i[upper], j[upper] - self.rows[index].start
+        return i - self.rows[index].start, j
+
+    def _raise(self, block: Tensor) -> Tensor:
+        return block.exp_() if self.raised else block
+
+
+class _LogSumExp:
+    """Running logsumexp of many rows, of blocks of scores, or of blocks of exp(score)."""
+
+    def __init__(self, size: int, like: Tensor, raised: bool) -> None:
+        self.raised = raised
+        self.sum = like.new_zeros(size)
+        self.top = like.new_zeros(size) if raised else like.new_full((size,), torch.finfo(like.dtype).min)
+
+    def add(self, where: slice, block: Tensor, dim: int) -> None:
+        if block.numel() == 0:
+            return
+        if self.raised:
+            self.sum[where] += block.sum(dim)
+            return
+        top = torch.maximum(self.top[where], block.amax(dim))
+        new = (block - top.unsqueeze(dim)).exp_().sum(dim)
+        self.sum[where] = self.sum[where] * (self.top[where] - top).exp_() + new
+        self.top[where] = top
+
+    def value(self) -> Tensor:
+        return self.top + self.sum.log()
+
+
+class _Softmax:
+    """What turns scores, or exp(scores), into the gradient of the losses of one direction."""
+
+    def __init__(self, lse: Tensor, gradient: Tensor, count: Tensor, raised: bool) -> None:
+        self.lse, self.gradient = lse, gradient
+        self.factor = gradient * (-lse).exp_() if raised else gradient
+        self.at_positive = gradient / count
