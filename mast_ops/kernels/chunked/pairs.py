@@ -134,7 +134,9 @@ def _tiles(z: Tensor, subspace: Tensor | None) -> Iterator[_Tile]:
         )
     else:
         own: tuple[Tensor, ...] = torch.split(subspace.argsort(stable=True), subspace.bincount().tolist())
-        parts = ((part, slice(k, k + 1)) for k, rows in enumerate(own) for part in torch.split(rows, height) if len(part))
+        parts = (
+            (part, slice(k, k + 1)) for k, rows in enumerate(own) for part in torch.split(rows, height) if len(part)
+        )
     for rows, masks in parts:
         yield from (_Tile(rows, col, masks) for col in cols)
 
