@@ -1,0 +1,124 @@
+"""The one dispatch point: what runs, and what an impossible wish says."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from cases import NAMES, make_case
+
+import mast_ops
+from mast_ops import functional as MF
+from mast_ops import ops
+from mast_ops.ops import backend as dispatch
+
+Z = torch.randn(4, 3)
+LOSSES = (
+    mast_ops.SubspaceBarlowTwinsLoss,
+    mast_ops.SubspaceCosineLoss,
+    mast_ops.SubspaceNTXentLoss,
+    mast_ops.SubspaceVICRegLoss,
+    mast_ops.UncertaintyInvarianceLoss,
+)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_backend_gives_the_same(name):
+    case = make_case(name, 6, 5, 3)
+    wanted = case.plain(*case.arguments)
+    for backend in ("auto", "eager", "compile", "chunked"):
+        torch.testing.assert_close(case.fused(*case.arguments, backend=backend), wanted)
+
+
+def test_auto_on_cpu(monkeypatch):
+    monkeypatch.setattr(dispatch, "_forced", "auto")
+    assert [dispatch.resolve("auto", operator, Z) for operator in ("pairs", "contrast", "moments")] == ["chunked"] * 3
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    assert dispatch.resolve("auto", "pairs", Z) == "eager"
+    assert dispatch.resolve("auto", "contrast", Z) == "chunked"
+    assert dispatch.resolve("compile", "contrast", Z) == "eager"
+
+
+def test_auto_elsewhere_is_the_plain_formula():
+    assert dispatch.resolve("auto", "pairs", torch.empty(2, 2, device="meta")) == "eager"
+
+
+def test_auto_on_cuda(monkeypatch):
+    class OnCuda:
+        device, dtype = torch.device("cuda"), torch.float32
+
+    monkeypatch.setattr(dispatch, "_forced", "auto")
+    monkeypatch.setattr(dispatch, "_has_triton", lambda: True)
+    assert [dispatch.resolve("auto", operator, OnCuda()) for operator in ("pairs", "contrast", "moments")] == [
+        "triton",
+        "triton",
+        "chunked",
+    ]
+    OnCuda.dtype = torch.float64
+    assert dispatch.resolve("auto", "pairs", OnCuda()) == "chunked"
+    monkeypatch.setattr(dispatch, "_has_triton", lambda: False)
+    OnCuda.dtype = torch.float32
+    assert dispatch.resolve("auto", "pairs", OnCuda()) == "chunked"
+
+
+@pytest.mark.parametrize(
+    ("has_triton", "z", "reason"),
+    [
+        (False, Z, "the triton package is not installed"),
+        (True, Z.double(), "the embedding is float64"),
+        (True, Z, "kernels run on CUDA, the embedding is on cpu"),
+    ],
+)
+def test_triton_that_cannot_run_says_why(monkeypatch, has_triton, z, reason):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr(dispatch, "_has_triton", lambda: has_triton)
+    with pytest.raises(ValueError, match=rf"^backend: got 'triton', wanted another.*{reason}"):
+        MF.masked_distance(z, z, z, backend="triton")
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_unknown_backend_is_refused_when_a_loss_is_made(loss):
+    with pytest.raises(ValueError, match=r"^backend: got 'cuda', wanted one of 'auto', 'eager'"):
+        loss(backend="cuda")
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("backend", ["eager", "compile", "chunked"])
+def test_losses_pass_it_on(loss, backend, monkeypatch):
+    seen = []
+    resolve = dispatch.resolve
+    for module in ("pairs", "contrast", "moments"):
+        monkeypatch.setattr(
+            sys.modules[f"mast_ops.ops.{module}"], "resolve", lambda b, o, z: seen.append(b) or resolve(b, o, z)
+        )
+    masks = torch.rand(2, 3)
+    value = loss(backend=backend)(Z, Z.flip(0), masks)
+    assert set(seen) == {backend}
+    torch.testing.assert_close(value, loss()(Z, Z.flip(0), masks))
+
+
+def run(code: str, value: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, dispatch.VARIABLE: value}
+    return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+
+
+def test_environment_variable_replaces_auto():
+    code = (
+        "import torch; from mast_ops.ops.backend import resolve; z = torch.zeros(1, 1);"
+        "print(resolve('auto', 'pairs', z), resolve('chunked', 'pairs', z))"
+    )
+    assert run(code, "eager").stdout.split() == ["eager", "chunked"]
+    refused = run("import mast_ops", "fast")
+    assert refused.returncode != 0
+    assert "MAST_OPS_BACKEND: got 'fast', wanted one of 'auto'" in refused.stderr
+
+
+def test_importing_the_library_does_not_import_triton():
+    code = "import sys, torch, mast_ops; from mast_ops import functional as f; z = torch.ones(2, 2);"
+    code += "f.masked_distance(z, z, z); print('triton' in sys.modules)"
+    assert run(code, "auto").stdout.strip() == "False"
+
+
+def test_backends_are_those_that_are_documented():
+    assert ops.BACKENDS == ("auto", "eager", "compile", "chunked", "triton")
