@@ -33,15 +33,17 @@ def test_every_backend_gives_the_same(name):
 
 def test_auto_on_cpu(monkeypatch):
     monkeypatch.setattr(dispatch, "_forced", "auto")
-    assert [dispatch.resolve("auto", operator, Z) for operator in ("pairs", "contrast", "moments")] == ["chunked"] * 3
+    for operator in ("pairs", "contrast", "moments"):
+        assert dispatch.resolve("auto", operator, Z, held=10**6) == "chunked"
+        assert dispatch.resolve("auto", operator, Z, held=10) == "eager"
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
-    assert dispatch.resolve("auto", "pairs", Z) == "eager"
-    assert dispatch.resolve("auto", "contrast", Z) == "chunked"
-    assert dispatch.resolve("compile", "contrast", Z) == "eager"
+    assert dispatch.resolve("auto", "pairs", Z, 10**6) == "eager"
+    assert dispatch.resolve("auto", "contrast", Z, 10) == "chunked"
+    assert dispatch.resolve("compile", "contrast", Z, 10) == "eager"
 
 
 def test_auto_elsewhere_is_the_plain_formula():
-    assert dispatch.resolve("auto", "pairs", torch.empty(2, 2, device="meta")) == "eager"
+    assert dispatch.resolve("auto", "pairs", torch.empty(2, 2, device="meta"), 10**6) == "eager"
 
 
 def test_auto_on_cuda(monkeypatch):
@@ -50,16 +52,16 @@ def test_auto_on_cuda(monkeypatch):
 
     monkeypatch.setattr(dispatch, "_forced", "auto")
     monkeypatch.setattr(dispatch, "_has_triton", lambda: True)
-    assert [dispatch.resolve("auto", operator, OnCuda()) for operator in ("pairs", "contrast", "moments")] == [
+    assert [dispatch.resolve("auto", operator, OnCuda(), 10) for operator in ("pairs", "contrast", "moments")] == [
         "triton",
         "triton",
         "chunked",
     ]
     OnCuda.dtype = torch.float64
-    assert dispatch.resolve("auto", "pairs", OnCuda()) == "chunked"
+    assert dispatch.resolve("auto", "pairs", OnCuda(), 10) == "chunked"
     monkeypatch.setattr(dispatch, "_has_triton", lambda: False)
     OnCuda.dtype = torch.float32
-    assert dispatch.resolve("auto", "pairs", OnCuda()) == "chunked"
+    assert dispatch.resolve("auto", "pairs", OnCuda(), 10) == "chunked"
 
 
 @pytest.mark.parametrize(
@@ -90,7 +92,7 @@ def test_losses_pass_it_on(loss, backend, monkeypatch):
     resolve = dispatch.resolve
     for module in ("pairs", "contrast", "moments"):
         monkeypatch.setattr(
-            sys.modules[f"mast_ops.ops.{module}"], "resolve", lambda b, o, z: seen.append(b) or resolve(b, o, z)
+            sys.modules[f"mast_ops.ops.{module}"], "resolve", lambda b, *rest: seen.append(b) or resolve(b, *rest)
         )
     masks = torch.rand(2, 3)
     value = loss(backend=backend)(Z, Z.flip(0), masks)
@@ -106,7 +108,7 @@ def run(code: str, value: str) -> subprocess.CompletedProcess[str]:
 def test_environment_variable_replaces_auto():
     code = (
         "import torch; from mast_ops.ops.backend import resolve; z = torch.zeros(1, 1);"
-        "print(resolve('auto', 'pairs', z), resolve('chunked', 'pairs', z))"
+        "print(resolve('auto', 'pairs', z, 1), resolve('chunked', 'pairs', z, 1))"
     )
     assert run(code, "eager").stdout.split() == ["eager", "chunked"]
     refused = run("import mast_ops", "fast")
@@ -115,7 +117,7 @@ def test_environment_variable_replaces_auto():
 
 
 def test_importing_the_library_does_not_import_triton():
-    code = "import sys, torch, mast_ops; from mast_ops import functional as f; z = torch.ones(2, 2);"
+    code = "import sys, torch, mast_ops; from mast_ops import functional as f; z = torch.ones(400, 400);"
     code += "f.masked_distance(z, z, z); print('triton' in sys.modules)"
     assert run(code, "auto").stdout.strip() == "False"
 

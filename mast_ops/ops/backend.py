@@ -36,12 +36,19 @@ def check_backend(backend: str) -> None:
     check_choice("backend", backend, BACKENDS)
 
 
-def resolve(backend: Backend, operator: str, z: Tensor) -> Backend:
+def resolve(backend: Backend, operator: str, z: Tensor, held: int) -> Backend:
     """What runs ``operator`` on embeddings like ``z``, never ``"auto"``.
 
     ``"auto"``, which the environment variable ``MAST_OPS_BACKEND`` replaces: on CUDA Triton where it can run,
-    else products in chunks; on CPU products in chunks, but for what Inductor fuses better when it compiles the
-    caller's own code; elsewhere the plain formula.
+    else products in chunks; on CPU products in chunks, but the plain formula for problems so small that calls
+    cost more than work, and for what Inductor fuses better when it compiles the caller's own code; elsewhere the
+    plain formula.
+
+    Args:
+        backend: What was asked for.
+        operator: ``"pairs"``, ``"contrast"`` or ``"moments"``.
+        z: An embedding; its device and dtype count.
+        held: How many numbers the plain formula would hold beside the embeddings.
 
     Raises:
         ValueError: The asked backend cannot run here.
@@ -53,7 +60,9 @@ def resolve(backend: Backend, operator: str, z: Tensor) -> Backend:
             return "chunked" if _why_not_triton(z) else _with_kernel(operator)
         if z.device.type != "cpu":
             return "eager"
-        return "eager" if operator in _INDUCTOR_FUSES and torch.compiler.is_compiling() else "chunked"
+        if torch.compiler.is_compiling():
+            return "eager" if operator in _INDUCTOR_FUSES else "chunked"
+        return "eager" if held <= _SMALL else "chunked"
     if asked == "triton":
         reason = _why_not_triton(z)
         if reason:
@@ -66,6 +75,7 @@ def resolve(backend: Backend, operator: str, z: Tensor) -> Backend:
 
 # Elementwise work and one small product: under the caller's own torch.compile, one pass over memory.
 _INDUCTOR_FUSES = ("pairs",)
+_SMALL = 1 << 16
 # Nothing but large matrix products: the library's own are the kernel on every device.
 _PRODUCTS_ONLY = ("moments",)
 

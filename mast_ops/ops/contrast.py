@@ -32,7 +32,7 @@ def contrast(
     ``masks`` and ``inverse_temperature`` are in the dtype that sums over ``z0`` run in. The scores are computed
     again in the backward pass.
     """
-    backend = resolve(backend, "contrast", z0)
+    backend = resolve(backend, "contrast", z0, _num_scores(z0, z1, masks, subspace))
     inputs = (z0, z1, masks, inverse_temperature, sample0, sample1, subspace, columns)
     if backend in ("eager", "compile"):
         return cast(tuple[Tensor, Tensor], plain(backend, eager.contrast)(*inputs))
@@ -56,13 +56,17 @@ def contrast_mean(
     Where a gradient will be wanted it is made in the forward pass: what is saved are gradients of the inputs'
     sizes, and the scores need not be computed again.
     """
-    resolved = resolve(backend, "contrast", z0)
+    resolved = resolve(backend, "contrast", z0, _num_scores(z0, z1, masks, subspace))
     inputs = (z0, z1, masks, inverse_temperature, sample0, sample1, subspace, columns)
     learned = any(x is not None and x.requires_grad for x in inputs[:4] if not isinstance(x, bool))
     if resolved in ("eager", "compile") or not (learned and torch.is_grad_enabled()):
         rows, other = contrast(*inputs, backend=resolved)
         return (rows.mean() + other.mean()) / 2 if columns else rows.mean()
     return cast(Tensor, _contrast_mean(*inputs, resolved)[0])
+
+
+def _num_scores(z0: Tensor, z1: Tensor | None, masks: Tensor, subspace: Tensor | None) -> int:
+    return len(z0) * len(z0 if z1 is None else z1) * (len(masks) if subspace is None else 1)
 
 
 def _outputs(z0: Tensor, z1: Tensor | None, masks: Tensor, subspace: Tensor | None, columns: bool) -> list[Tensor]:

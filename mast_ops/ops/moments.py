@@ -11,7 +11,7 @@ from mast_ops.ops.backend import Backend, kernels, plain, resolve
 
 def off_diagonal(x: Tensor, y: Tensor | None, squared: Tensor, backend: Backend = "auto") -> Tensor:
     """Energy off the diagonal of ``x^T y``, see :func:`mast_ops.kernels.eager.moments.off_diagonal`."""
-    backend = resolve(backend, "moments", x)
+    backend = resolve(backend, "moments", x, x.shape[1] ** 2)
     if backend in ("eager", "compile"):
         return cast(Tensor, plain(backend, eager.off_diagonal)(x, y, squared))
     return cast(Tensor, _off_diagonal(x, y, squared, backend))

@@ -26,7 +26,7 @@ def distance(
 
     ``squared`` is in the dtype that sums over ``z0`` run in; ``scale`` is a constant.
     """
-    backend = resolve(backend, "pairs", z0)
+    backend = resolve(backend, "pairs", z0, z0.numel())
     if backend in ("eager", "compile"):
         formula = plain(backend, eager.distance)
         return cast(Tensor, formula(z0, z1, squared, log_variance, scale, subspace))
@@ -43,7 +43,7 @@ def gap_sums(
     backend: Backend = "auto",
 ) -> Tensor:
     """Sums over samples of squared differences, see :func:`mast_ops.kernels.eager.pairs.gap_sums`."""
-    backend = resolve(backend, "pairs", z0)
+    backend = resolve(backend, "pairs", z0, z0.numel())
     if backend in ("eager", "compile"):
         formula = plain(backend, eager.gap_sums)
         return cast(Tensor, formula(z0, z1, num_subspaces, log_variance, scale, subspace))
@@ -54,7 +54,7 @@ def products(
     z0: Tensor, z1: Tensor, squared: Tensor, subspace: Tensor | None = None, backend: Backend = "auto"
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Masked dot products and squared norms, see :func:`mast_ops.kernels.eager.pairs.products`."""
-    backend = resolve(backend, "pairs", z0)
+    backend = resolve(backend, "pairs", z0, z0.numel())
     if backend in ("eager", "compile"):
         return cast(tuple[Tensor, Tensor, Tensor], plain(backend, eager.products)(z0, z1, squared, subspace))
     return cast(tuple[Tensor, Tensor, Tensor], _products(z0, z1, squared, subspace, backend))
