@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from mast_ops._checks import check_choice, check_embedding, check_names
+from mast_ops._precision import no_autocast
 from mast_ops._widths import infer_width
-from mast_ops.functional._precision import no_autocast
 from mast_ops.functional.uncertainty import GRANULARITIES, Granularity
 from mast_ops.masks import MaskParameterization, make_masks
 from mast_ops.output import SubspaceOutput

@@ -1,0 +1,1 @@
+"""Every operator against what its users would write by hand: ``python -m benchmarks --help``."""

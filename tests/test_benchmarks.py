@@ -1,0 +1,268 @@
+"""The benchmarks run, everyone computes the same thing, and README's tables are what was measured. Never a time."""
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.checkpoint import checkpoint
+
+from benchmarks import cli, errors, limits, memory, readme, runner, tables, timing
+from benchmarks.case import Case, Contender, Inputs, Settings, Shape
+from benchmarks.contenders import SUITES
+from benchmarks.stats import summary
+
+ROOT = Path(__file__).parent.parent
+MARKED = "\n".join(f"<!-- benchmarks:{name} -->\nstale table\n<!-- /benchmarks:{name} -->" for name in readme.DEVICES)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    """What one short run prints, and the file it writes."""
+    path = tmp_path_factory.mktemp("results") / "cpu" / "short.json"
+    command = [sys.executable, "-m", "benchmarks", "--quick", "--seconds", "0.05", "--no-compile", "--device", "cpu"]
+    suites = ["--suite", "pairs-mean", "info-nce", "moments", "scaling"]
+    done = subprocess.run(
+        [*command, *suites, "--json", str(path)], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout, path
+
+
+@pytest.fixture
+def document(run: tuple[str, Path]) -> dict[str, Any]:
+    loaded: dict[str, Any] = json.loads(run[1].read_text())
+    return loaded
+
+
+def test_a_run_records_where_its_figures_come_from(document: dict[str, Any]):
+    assert document["schema"] == cli.SCHEMA
+    assert {"cpu", "cores", "threads", "memory_bytes", "gpu", "os"} <= document["machine"].keys()
+    assert document["versions"]["torch"] == torch.__version__
+    assert document["command"].startswith("python -m benchmarks --quick")
+    assert document["arguments"]["seconds"] == 0.05
+    assert document["ceilings"]["bandwidth"] > 0
+    assert document["ceilings"]["flops"] == max(document["ceilings"]["products"].values())
+    if sys.platform.startswith("linux"):
+        assert document["environment"]["MALLOC_MMAP_THRESHOLD_"] == "1073741824"
+
+
+def test_a_run_measures_every_contender_in_turn(run: tuple[str, Path], document: dict[str, Any]):
+    printed, _ = run
+    assert document["operators"].keys() == {"pairs-mean", "info-nce", "moments"}
+    for name, operator in document["operators"].items():
+        rows = operator["rows"]
+        assert len({row["repeats"] for row in rows}) == 1
+        assert {"ours", "loop"} <= {row["role"] for row in rows}
+        assert operator["limit"]["total_ms"] > operator["limit"]["forward_ms"] > 0
+        assert tables.heading(name, operator) in printed
+        assert "loop over K, compiled" in operator["skipped"] or name == "moments"
+        for row in rows:
+            assert row["name"] in printed
+            assert row["total_ms"]["q1"] <= row["total_ms"]["median"] <= row["total_ms"]["q3"]
+            assert row["bytes"].keys() == {"peak", "held", "saved"}
+
+
+def test_no_contender_is_wrong(document: dict[str, Any]):
+    errors_ = {row["name"]: row["error"] for op in document["operators"].values() for row in op["rows"]}
+    assert all(error < 1e-4 for error in errors_.values()), errors_
+
+
+def test_a_run_sweeps_sizes_and_draws_them(run: tuple[str, Path], document: dict[str, Any]):
+    assert {(p["operator"], p["axis"]) for p in document["scaling"]} == {
+        (operator, axis) for operator in ("pairs-mean", "info-nce") for axis in "knd"
+    }
+    assert all({row["role"] for row in point["rows"]} == {"ours", "loop"} for point in document["scaling"])
+    assert run[1].with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("suite", sorted(SUITES.keys() - {"pairs-mean", "info-nce", "moments"}))
+def test_other_suites_compute_the_same_thing(suite: str):
+    settings = Settings(quick=True, compile=False, seconds=1e-3)
+    for make in SUITES[suite]:
+        result = runner.run_case(make(settings), settings, limits.Ceilings(1e9, 1e9))
+        assert {"ours", "loop"} <= {row["role"] for row in result["rows"]}
+        assert not [reason for reason in result["skipped"].values() if reason.startswith("failed")]
+        for row in result["rows"]:
+            assert row["error"] < 1e-4, row["name"]
+
+
+def test_readme_tables_are_written_and_checked(run: tuple[str, Path], document: dict[str, Any], tmp_path: Path):
+    copy = tmp_path / "README.md"
+    copy.write_text(MARKED)
+    where = ["--readme", str(copy), "--results", str(run[1].parent.parent)]
+    with pytest.raises(SystemExit, match=r"README\.md: got .*, wanted"):
+        readme.main([*where, "--check"])
+    assert copy.read_text() == MARKED
+    readme.main(where)
+    readme.main([*where, "--check"])
+    text = copy.read_text()
+    assert "Not measured." in text  # no GPU
+    assert "stale table" not in text
+    assert document["command"] in text
+    for row in document["operators"]["info-nce"]["rows"]:
+        assert row["name"] in text
+
+
+def test_readme_keeps_the_newest_of_each_operator(document: dict[str, Any], tmp_path: Path):
+    older = document | {"date": "2000-01-01T00:00:00+00:00", "command": "python -m benchmarks # old"}
+    folder = tmp_path / "cpu"
+    folder.mkdir()
+    (folder / "a.json").write_text(json.dumps(document))
+    (folder / "b.json").write_text(json.dumps(older))
+    text = readme.block(folder, tmp_path)
+    assert text.count("**info-nce**") == 1
+    assert "# old" not in text
+
+
+def test_readme_without_markers_is_refused():
+    with pytest.raises(ValueError, match="got 0 markers <!-- benchmarks:cpu -->, wanted one"):
+        readme.replace("nothing", "cpu", "table")
+
+
+def test_our_readme_is_up_to_date():
+    if "<!-- benchmarks:" not in (ROOT / "README.md").read_text():
+        pytest.skip("README has no markers")
+    readme.main(["--check"])
+
+
+def test_summary_is_the_median_and_its_quartiles():
+    assert summary([0.001, 0.002, 0.003, 0.004, 0.1]) == pytest.approx(
+        {"median": 3.0, "q1": 2.0, "q3": 4.0, "min": 1.0}
+    )
+    assert summary([0.002]) == {"median": 2.0, "q1": 2.0, "q3": 2.0, "min": 2.0}
+    with pytest.raises(ValueError, match="got none, wanted at least one"):
+        summary([])
+
+
+H100 = limits.Ceilings(bandwidth=3.0e12, flops=798e12)
+
+
+def test_limit_of_pairs_is_their_bytes():
+    limit = limits.pairs(4096, 8192, 15, 2).limit(H100)
+    assert limit["forward_ms"] == pytest.approx(0.045, rel=0.01)
+    assert limit["total_ms"] == pytest.approx(0.135, rel=0.01)
+    arithmetic = limits.pairs(4096, 8192, 15, 2).limit(limits.Ceilings(3.0e12, 1e12))
+    assert arithmetic["total_ms"] == pytest.approx(6 * 4096 * 8192 * 15 / 1e9)
+
+
+def test_limit_of_contrast_computes_scores_again_or_keeps_them_as_is_faster():
+    again = limits.info_nce(32768, 256, 15, 2).limit(H100)
+    assert again["forward_ms"] == pytest.approx(10.3, rel=0.01)
+    assert again["total_ms"] == pytest.approx(41.3, rel=0.01)
+    kept = limits.info_nce(32768, 1024, 15, 2).limit(H100)
+    unit = 2 * 32768**2 * 1024 * 15 / 798e9
+    assert kept["total_ms"] == pytest.approx(3 * unit + 2 * 32768**2 * 15 * 2 / 3e9)
+    assert limits.info_nce(64, 32, 0.5, 4).total[0].flops == limits.info_nce(64, 32, 1, 4).total[0].flops / 2
+
+
+def test_symmetry_halves_the_least_work():
+    full = limits.info_nce(2 * 64, 32, 3, 4).total[0].flops
+    assert limits.nt_xent(64, 32, 3, 4).total[0].flops == full / 2
+    assert limits.moments(64, 32, 1, 4).forward.flops == 64 * 32**2 + 32**2
+
+
+def test_contenders_take_turns_on_changing_inputs():
+    calls: list[tuple[str, int]] = []
+
+    def repeat(name: str) -> timing.Repeat:
+        return lambda number: (calls.append((name, number)), timing.Sample(1.0, 2.0))[1]
+
+    samples = timing.interleave({name: repeat(name) for name in "abc"}, 1e-9, 2, lambda: None)
+    assert calls == [("a", 0), ("b", 1), ("c", 2), ("b", 3), ("c", 4), ("a", 5)]
+    assert {name: len(values) for name, values in samples.items()} == {"a": 2, "b": 2, "c": 2}
+
+
+def test_memory_counts_what_is_kept_and_the_peak():
+    x = torch.rand(1000, 1000, requires_grad=True)
+    counted = memory.measure(lambda x: (2 * x).square().sum(), Inputs((x,)))
+    assert counted["saved"] == pytest.approx(x.nbytes, rel=0.01)
+    assert counted["held"] == pytest.approx(x.nbytes, rel=0.01)
+    assert x.nbytes <= counted["peak"] <= 4.01 * x.nbytes
+
+
+def test_memory_sees_what_a_checkpoint_keeps():
+    x = torch.rand(1000, 1000, requires_grad=True)
+    counted = memory.measure(lambda x: checkpoint(torch.square, 2 * x, use_reentrant=False).sum(), Inputs((x,)))
+    assert counted["held"] >= x.nbytes
+
+
+def test_errors_are_relative_to_the_largest_entry():
+    x = torch.tensor([1.0, 2.0], requires_grad=True)
+    wanted = errors.reference(lambda x: x.square().sum(), Inputs((x,)))
+    assert errors.worst(errors.outcome(lambda x: x.square().sum(), Inputs((x,))), wanted) == 0
+    assert errors.worst(errors.outcome(lambda x: 1.5 * x.square().sum(), Inputs((x,))), wanted) == pytest.approx(0.5)
+    assert errors.worst(errors.outcome(lambda x: (x * math.nan).sum(), Inputs((x,))), wanted) == math.inf
+
+
+def case_of(*contenders: Contender) -> Case:
+    work = limits.pairs(2, 2, 1, 4)
+
+    def draw(generator: torch.Generator) -> Inputs:
+        return Inputs((torch.rand(4, generator=generator, requires_grad=True),))
+
+    return Case("case", "title", Shape(2, 2, 1), draw, contenders, lambda x: x.square().sum(), work)
+
+
+def test_what_is_left_out_says_why():
+    right = Contender("right", lambda x: x.square().sum(), "loop")
+    large, broken = Contender("large", right.loss, needs=1e12), Contender("broken", lambda x: 1 / 0)
+    contenders = (right, right.compiled(), large, broken)
+    settings = Settings(quick=True, compile=False, seconds=1e-3)
+    result = runner.run_case(case_of(*contenders), settings, H100)
+    assert [row["name"] for row in result["rows"]] == ["right"]
+    assert result["skipped"] == {
+        "right, compiled": "torch.compile was left out of this run",
+        "large": "needs 1000 GB, more than 4 GB",
+        "broken": "failed: ZeroDivisionError: division by zero",
+    }
+    assert result["rows"][0]["loop_over_it"] == 1
+    assert result["rows"][0]["it_over_ours"] is None
+    ours = Contender("mast_ops", lambda x: 1 / 0, "ours")
+    with pytest.raises(ZeroDivisionError):
+        runner.run_case(case_of(ours), settings, H100)
+
+
+def test_a_wrong_contender_is_marked():
+    settings = Settings(quick=True, compile=False, seconds=1e-3)
+    contenders = (Contender("wrong", lambda x: x.sum()), Contender("lost", lambda x: x.sum() * math.nan))
+    result = runner.run_case(case_of(*contenders), settings, H100)
+    printed = tables.text("case", result)
+    assert "wrong (WRONG)" in printed
+    assert "not finite" in printed
+
+
+def test_tables_have_as_many_cells_in_every_row(document: dict[str, Any]):
+    operator = document["operators"]["moments"]
+    lines = [line for line in tables.markdown("moments", operator).splitlines() if line.startswith("|")]
+    assert len(lines) == len(operator["rows"]) + 3  # header, rule, limit
+    assert {line.count("|") for line in lines} == {len(tables.HEADER) + 1}
+
+
+def test_numbers_have_three_digits_and_no_exponent():
+    values = (None, 0.0123, 0.5, 1.234, 12.34, 123.4, 12345.6)
+    assert [tables.number(x) for x in values] == ["-", "0.012", "0.500", "1.23", "12.3", "123", "12,346"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["--seconds", "0"], "--seconds: got 0.0, wanted > 0"),
+        (["--only", "("], "--only: got '(', wanted a regular expression"),
+        (["--suite", "nothing"], "invalid choice: 'nothing'"),
+    ],
+)
+def test_bad_arguments_are_named(argv: list[str], words: str, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit):
+        cli.parse(argv)
+    assert words in capsys.readouterr().err
+
+
+def test_an_expression_that_finds_nobody_is_refused():
+    settings = Settings(quick=True, compile=False, only="nobody")
+    with pytest.raises(SystemExit, match=r"only: got 'nobody', wanted .* mast_ops"):
+        cli.measure(["pairs"], settings)
