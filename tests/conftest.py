@@ -7,6 +7,9 @@ os.environ["TORCHINDUCTOR_FORCE_DISABLE_CACHES"] = "1"
 import pytest
 import torch
 
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports triton, as torch._dynamo does
+
 
 @pytest.fixture(autouse=True)
 def _seed() -> None:

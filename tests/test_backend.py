@@ -48,12 +48,17 @@ def test_auto_elsewhere_is_the_plain_formula():
 
 def test_auto_on_cuda(monkeypatch):
     class OnCuda:
-        device, dtype = torch.device("cuda"), torch.float32
+        device, dtype, shape = torch.device("cuda"), torch.float32, (4, 128)
 
     monkeypatch.setattr(dispatch, "_forced", "auto")
     monkeypatch.setattr(dispatch, "_has_triton", lambda: True)
     assert [dispatch.resolve("auto", operator, OnCuda(), 10) for operator in ("pairs", "contrast", "moments")] == [
         "triton",
+        "triton",
+        "chunked",
+    ]
+    OnCuda.shape = (4, 1024)
+    assert [dispatch.resolve("auto", operator, OnCuda(), 10) for operator in ("pairs", "contrast")] == [
         "triton",
         "chunked",
     ]

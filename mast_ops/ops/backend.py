@@ -57,7 +57,8 @@ def resolve(backend: Backend, operator: str, z: Tensor, held: int) -> Backend:
     asked = _forced if backend == "auto" else backend
     if asked == "auto":
         if z.device.type == "cuda":
-            return "chunked" if _why_not_triton(z) else _with_kernel(operator)
+            products = _why_not_triton(z) or (operator == "contrast" and z.shape[1] > _WIDE)
+            return "chunked" if products else _with_kernel(operator)
         if z.device.type != "cpu":
             return "eager"
         if torch.compiler.is_compiling():
@@ -76,6 +77,9 @@ def resolve(backend: Backend, operator: str, z: Tensor, held: int) -> Backend:
 # Elementwise work and one small product: under the caller's own torch.compile, one pass over memory.
 _INDUCTOR_FUSES = ("pairs",)
 _SMALL = 1 << 16
+# The gradient kernel makes the scores again for every 256 columns of its result: beyond two such slices that is
+# more arithmetic than products over blocks of kept scores are.
+_WIDE = 512
 # Nothing but large matrix products: the library's own are the kernel on every device.
 _PRODUCTS_ONLY = ("moments",)
 

@@ -1,0 +1,44 @@
+"""What the kernels of positive pairs share: reading a tile, products of tiles, and arguments that may be missing."""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from mast_ops.kernels.triton._launch import readable
+
+
+@triton.jit
+def read(x, rows, columns, stride_n, stride_d, inside):
+    place = x + rows[:, None] * stride_n + columns[None, :] * stride_d
+    return tl.load(place, mask=inside, other=0).to(tl.float32)
+
+
+@triton.jit
+def _rounded(x):
+    """To tf32's 11 bits (Veltkamp's splitting). Tensor cores cut the other bits off, and a sum of squares shrinks."""
+    big = x * 8193.0
+    return big - (big - x)
+
+
+@triton.jit
+def product(a, b, total, PRECISION: tl.constexpr):
+    if PRECISION == "tf32":
+        a = _rounded(a)
+        b = _rounded(b)
+    return tl.dot(a, b, total, input_precision=PRECISION)
+
+
+def likelihood(
+    log_variance: Tensor | None, scale: Tensor | None
+) -> tuple[Tensor | None, Tensor | None, tuple[int, int]]:
+    """Both or neither, readable by the kernels, and the strides."""
+    if log_variance is None or scale is None:
+        return None, None, (0, 0)
+    (log_variance,) = readable(log_variance)
+    return log_variance, scale.contiguous(), (log_variance.stride(0), log_variance.stride(1))
+
+
+def new_like(z: Tensor) -> Tensor:
+    """Where a kernel writes: rows one after the other, whatever the strides of ``z``."""
+    return torch.empty_like(z, memory_format=torch.contiguous_format)

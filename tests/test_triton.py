@@ -1,0 +1,282 @@
+"""Triton kernels against the plain formulas in float64: under Triton's interpreter, or on a GPU where there is one.
+
+The rule: no further from float64 than the plain formula in the input's own dtype is, plus a stated tolerance.
+"""
+
+import os
+
+import pytest
+import torch
+from cases import NAMES, make_case, scalar_weighted
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from mast_ops.kernels.eager import contrast as eager_contrast
+from mast_ops.kernels.eager import pairs as eager_pairs
+
+CUDA = torch.cuda.is_available()
+if not CUDA:
+    os.environ["TRITON_INTERPRET"] = "1"
+triton = pytest.importorskip("triton")
+if not CUDA and isinstance(triton.language.sum, triton.runtime.JITFunction):
+    raise RuntimeError("triton was imported before TRITON_INTERPRET=1 was set, see tests/conftest.py")
+
+from mast_ops.kernels.triton import contrast, pairs  # noqa: E402
+
+DEVICE = torch.device("cuda" if CUDA else "cpu")
+# The interpreter has no bfloat16 arithmetic. Sizes: no multiples of a tile, single elements, and large on a GPU.
+DTYPES = [torch.float32, torch.float16, *([torch.bfloat16] if CUDA else [])]
+PAIRS = [(1, 1, 1), (5, 7, 17), (37, 100, 3), *([(1000, 1000, 15), (300, 8192, 15), (100, 300, 100)] if CUDA else [])]
+CONTRAST = [(1, 1, 1, 1), (37, 20, 7, 2), (21, 37, 50, 3)]
+if CUDA:
+    CONTRAST += [(1000, 700, 256, 3), (1000, 1000, 1000, 2), (130, 200, 8192, 2)]
+# Of the largest value. Half precision: tf32 rounds factors in pairs, all-pairs rounds normalised rows and weights.
+SLACK_PAIRS = {torch.float32: 3e-6, torch.float16: 2e-3, torch.bfloat16: 6e-3}
+SLACK_CONTRAST = {torch.float32: 5e-6, torch.float16: 2e-3, torch.bfloat16: 1.5e-2}
+
+
+def random(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(shape).to(DEVICE, dtype)
+
+
+def leaves(arguments: tuple, dtype: torch.dtype | None) -> list:
+    """Copies that ask for gradients, in ``dtype`` or each in its own; all but floating-point tensors as they are."""
+
+    def copy(x: object) -> object:
+        if not isinstance(x, Tensor) or not x.is_floating_point():
+            return x
+        return x.detach().to(dtype or x.dtype, copy=True).requires_grad_()
+
+    return [copy(x) for x in arguments]
+
+
+def plain(formula, arguments: tuple, weights: list[Tensor] | None, dtype: torch.dtype | None):
+    """(outputs, gradients) of a plain formula; ``weights`` are the upstream gradients, random when None."""
+    inputs = leaves(arguments, dtype)
+    outputs = formula(*inputs)
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    weights = [torch.randn_like(x) for x in outputs] if weights is None else weights
+    learned = [x for x in inputs if isinstance(x, Tensor) and x.requires_grad]
+    gradients = torch.autograd.grad(outputs, learned, [w.to(x) for w, x in zip(weights, outputs, strict=True)])
+    return [x.detach() for x in outputs], list(gradients), weights
+
+
+def agree(ours: list, wide: list, same: list, slack: float) -> None:
+    """``ours`` no further from ``wide`` (float64) than ``same`` (the plain formula in our dtype), plus the slack."""
+    assert len(ours) == len(wide) == len(same)
+    for x, exact, peer in zip(ours, wide, same, strict=True):
+        assert x.shape == exact.shape
+        if not exact.numel():
+            continue
+        allowed = (peer.double() - exact).nan_to_num().abs().max() + slack * exact.nan_to_num().abs().max() + 1e-6
+        torch.testing.assert_close(x.double(), exact, rtol=0, atol=float(allowed), equal_nan=True)
+
+
+def check_pairs(name: str, arguments: tuple, slack: float) -> None:
+    formula, kernel = getattr(eager_pairs, name), getattr(pairs, name)
+    wide, wide_grads, weights = plain(formula, arguments, None, torch.float64)
+    same, same_grads, _ = plain(formula, arguments, weights, None)
+    ours = kernel(*arguments)
+    ours = list(ours) if isinstance(ours, tuple) else [ours]
+    assert all(x.dtype == torch.float32 for x in ours)
+    agree(ours, wide, same, slack)
+    given = arguments if name != "gap_sums" else (*arguments[:2], *arguments[3:])
+    grads = [g for g in getattr(pairs, name + "_backward")(*(w.float() for w in weights), *given) if g is not None]
+    asked = [x for x in arguments if isinstance(x, Tensor) and x.is_floating_point()][: len(grads)]
+    assert [g.dtype for g in grads] == [x.dtype for x in asked]
+    agree(grads, wide_grads[: len(grads)], same_grads[: len(grads)], slack)
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["all", "own"])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("n", "d", "k"), PAIRS)
+def test_pairs(n: int, d: int, k: int, dtype: torch.dtype, own: bool) -> None:
+    z0, z1, squared = random(n, d, dtype=dtype), random(n, d, dtype=dtype), random(k, d).square()
+    subspace = torch.randint(k, (n,)).to(DEVICE) if own else None
+    check_pairs("distance", (z0, z1, squared, None, None, subspace), SLACK_PAIRS[dtype])
+    check_pairs("products", (z0, z1, squared, subspace), SLACK_PAIRS[dtype])
+    check_pairs("gap_sums", (z0, z1, k, None, None, subspace), SLACK_PAIRS[dtype])
+    for kind in {torch.float32, dtype}:
+        log_variance, scale = random(n, d, dtype=kind), random(1, d).abs()
+        check_pairs("gap_sums", (z0, z1, k, log_variance, scale, subspace), SLACK_PAIRS[dtype])
+        check_pairs("distance", (z0, z1, squared, log_variance, scale, subspace), SLACK_PAIRS[dtype])
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["all", "own"])
+def test_pairs_read_any_strides(own: bool) -> None:
+    z0, z1, squared = random(20, 33).T, random(1, 20).expand(33, 20), random(3, 20).square()
+    log_variance, scale = random(33, 1).expand(33, 20), random(1, 20).abs()
+    subspace = torch.randint(3, (33,)).to(DEVICE) if own else None
+    check_pairs("distance", (z0, z1, squared, log_variance, scale, subspace), SLACK_PAIRS[torch.float32])
+    check_pairs("products", (z0, z1, squared, subspace), SLACK_PAIRS[torch.float32])
+    check_pairs("gap_sums", (z0, z1, 3, log_variance, scale, subspace), SLACK_PAIRS[torch.float32])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_operators_run_them(name: str) -> None:
+    """From the operator down: dispatch, registration, gradients."""
+    case = make_case(name, 20, 9, 3, dtype=torch.float32, device=DEVICE.type, density=0.6)
+    fused, plain_in = case.leaves(), case.leaves(torch.float64)
+    got, wanted = case.fused(*fused, backend="triton"), case.plain(*plain_in)
+    torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5, check_dtype=False)
+    for x, y in zip(*((gradients(out, of) for out, of in ((got, fused), (wanted, plain_in)))), strict=True):
+        if x is not None and y is not None:  # the scale of a variance is a constant
+            torch.testing.assert_close(x.double(), y, rtol=1e-4, atol=1e-4)
+
+
+def gradients(outputs: tuple[Tensor, ...], arguments: tuple) -> tuple[Tensor | None, ...]:
+    learned = [x for x in arguments if isinstance(x, Tensor) and x.requires_grad]
+    return torch.autograd.grad(scalar_weighted(outputs), learned, allow_unused=True)
+
+
+def test_tf32_leaves_no_bias() -> None:
+    """Cutting factors to tf32 makes a sum of squares smaller by 5e-4; rounding them does not."""
+    z0, z1, squared = (
+        random(64, 400, dtype=torch.float16),
+        random(64, 400, dtype=torch.float16),
+        random(1, 400).square(),
+    )
+    exact = eager_pairs.distance(z0.double(), z1.double(), squared.double())
+    assert ((pairs.distance(z0, z1, squared) - exact) / exact).mean().abs() < 3e-5
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_pairs_keep_what_is_not_finite(bad: float) -> None:
+    z0, z1, squared = random(5, 7), random(5, 7), torch.ones(2, 7, device=DEVICE)
+    z0[3, 4], squared[:, 4] = bad, 0
+    finite = pairs.distance(z0, z1, squared).isfinite().all(1).tolist()
+    assert finite == [True, True, True, False, True]
+
+
+def masks_with_zeros(k: int, d: int) -> Tensor:
+    masks = torch.rand(k, d) * (torch.rand(k, d) > 0.4)
+    if k > 1:
+        masks[1] = 0  # drops everything
+    return masks.to(DEVICE)
+
+
+def loss(*arguments):
+    """The plain formula, with an empty output left out."""
+    rows, columns = eager_contrast.contrast(*arguments)
+    return (rows, columns) if columns.numel() else rows
+
+
+def check_contrast(arguments: tuple, slack: float) -> None:
+    wide, wide_grads, weights = plain(loss, arguments, None, torch.float64)
+    same, same_grads, _ = plain(loss, arguments, weights, None)
+    *losses, row_lse, column_lse = contrast.forward(*arguments)
+    both = eager_contrast.contrast(*arguments)
+    assert [x.shape for x in losses] == [x.shape for x in both] == [row_lse.shape, column_lse.shape]
+    agree([x for x in losses if x.numel()], wide, same, slack)
+    g_rows, g_columns = [*(w.float() for w in weights), column_lse][:2]
+    grads = contrast.backward(g_rows, g_columns, row_lse, column_lse, *arguments)
+    assert all(g is None or g.dtype == torch.float32 for g in grads)
+    agree([g for g in grads if g is not None], wide_grads, same_grads, slack)
+
+
+def contrast_case(n: int, c: int, d: int, k: int, dtype: torch.dtype, form: str, temperature: float) -> tuple:
+    z0 = random(n, d, dtype=dtype)
+    alone = form.startswith("self")
+    z1 = None if alone else random(c, d, dtype=dtype)
+    # Ids in no order. Several positives: in a self contrast every id twice or more, else candidates that share one.
+    sample0 = (torch.arange(n) % max(1, n // 2))[torch.randperm(n)] if alone else torch.randperm(n)
+    sample1 = None if alone else (torch.arange(c) % n)[torch.randperm(c)]
+    if not alone and c < n:
+        sample0 = sample0 % c
+    if alone and n > 1:
+        sample0[sample0 == n // 2] = 0
+    subspace = torch.randint(max(1, k - 1), (n,)).to(DEVICE) if "own" in form else None  # the last has no sample
+    ids = [None if x is None else x.to(DEVICE) for x in (sample0, sample1)]
+    scale = torch.tensor(1 / temperature, device=DEVICE)
+    return z0, z1, masks_with_zeros(k, d), scale, *ids, subspace, "columns" in form
+
+
+FORMS = ["cross", "cross columns", "cross own", "self", "self own"]
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("n", "c", "d", "k"), CONTRAST)
+def test_contrast(n: int, c: int, d: int, k: int, dtype: torch.dtype, form: str) -> None:
+    check_contrast(contrast_case(n, c, d, k, dtype, form, 0.1), SLACK_CONTRAST[dtype])
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_contrast_at_low_temperature(dtype: torch.dtype, form: str) -> None:
+    # The scores are 20 times those of the test above, and so are their errors.
+    check_contrast(contrast_case(20, 20, 12, 2, dtype, form, 0.005), 20 * SLACK_CONTRAST[dtype])
+
+
+@pytest.mark.parametrize("form", ["cross columns", "self own"])
+def test_contrast_reads_any_strides(form: str) -> None:
+    _, z1, *rest = contrast_case(20, 20, 33, 2, torch.float32, form, 0.1)
+    z1 = None if z1 is None else random(1, 33).expand(20, 33)
+    check_contrast((random(33, 20).T, z1, *rest), SLACK_CONTRAST[torch.float32])
+
+
+def test_gradients_of_tiny_losses_survive_half_precision() -> None:
+    """The mean over many anchors weighs each so little that float16 would hold no weight of a negative."""
+    case = contrast_case(20, 20, 12, 2, torch.float16, "cross columns", 0.1)
+    *_, row_lse, column_lse = contrast.forward(*case)
+    one, small = torch.ones_like(row_lse), torch.full_like(row_lse, 1e-9)
+    big = contrast.backward(one, one, row_lse, column_lse, *case)
+    tiny = contrast.backward(small, small, row_lse, column_lse, *case)
+    for x, y in zip(big, tiny, strict=True):
+        torch.testing.assert_close(x, y * 1e9, rtol=1e-3, atol=1e-3 * float(x.abs().max()))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("form", ["cross columns", "self"])
+def test_contrast_keeps_what_is_not_finite_in_a_skipped_column(form: str, bad: float) -> None:
+    z0, z1, masks, *rest = contrast_case(20, 18, 7, 2, torch.float32, form, 0.1)
+    z0[3, 4], masks[:, 4] = bad, 0
+    rows, columns, *_ = contrast.forward(z0, z1, masks, *rest)
+    assert not rows[3].isfinite().any()
+    if form == "self":
+        assert not rows.isfinite().any()  # it is a candidate of all others
+    else:
+        assert rows[[0, 1, 2, 4]].isfinite().all()
+        assert not columns.isfinite().any()
+
+
+def test_zero_rows_and_zero_masks_are_finite() -> None:
+    z0, z1, masks, *rest = contrast_case(20, 20, 7, 2, torch.float32, "cross columns", 0.1)
+    z0[3], z1[5] = 0, 0
+    rows, columns, row_lse, column_lse = contrast.forward(z0, z1, masks, *rest)
+    grads = contrast.backward(rows, columns, row_lse, column_lse, z0, z1, masks, *rest)
+    assert all(x.isfinite().all() for x in (rows, columns, *grads))
+    assert not grads[2][1].any()
+
+
+class Largest(TorchDispatchMode):
+    """The most memory that any one new tensor took, in float32 elements (the interpreter copies bytes)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.numel = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        for x in torch.utils._pytree.tree_leaves(out):
+            if isinstance(x, Tensor) and not function.is_view:
+                self.numel = max(self.numel, x.nbytes // 4)
+        return out
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["all", "own"])
+def test_no_large_buffer(own: bool) -> None:
+    n, d, k = 96, 16, 12
+    z0, z1, squared = random(n, d), random(n, d), random(k, d).square()
+    subspace = torch.randint(k, (n,)).to(DEVICE) if own else None
+    shape = (n,) if own else (n, k)
+    with Largest() as pairs_memory:
+        pairs.products(z0, z1, squared, subspace)
+        pairs.distance_backward(random(*shape), z0, z1, squared, None, None, subspace)
+    assert pairs_memory.numel < n * d * k / 3
+    ids = torch.arange(n, device=DEVICE)
+    case = (z0, z1, squared, torch.tensor(10.0, device=DEVICE), ids, ids, subspace, not own)
+    with Largest() as contrast_memory:
+        rows, columns, *lse = contrast.forward(*case)
+        contrast.backward(rows, columns, *lse, *case)
+    assert contrast_memory.numel < min(n * n, n * d * k) / 1.5

@@ -1,0 +1,173 @@
+"""Every Triton kernel as it would be launched, compiled for real GPUs without one.
+
+The functions run on CPU tensors with the launch itself replaced: each kernel is compiled for the arguments and the
+launch parameters that it was given, and the bundled assembler says what it needs. This happens in a process of its
+own, since triton decides for the interpreter or the compiler when it is imported. ``pytest -s`` prints the table.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+SHARED = {90: 227 * 1024, 80: 163 * 1024}  # bytes a program can have
+
+
+def measured() -> list[dict]:
+    """Runs in the other process."""
+    import torch
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from mast_ops.kernels.triton import contrast, pairs
+
+    types = {
+        torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16",
+        torch.int64: "*i64", torch.int32: "*i32",
+    }  # fmt: skip
+    ptxas = Path(triton.__file__).parent / "backends/nvidia/bin/ptxas"
+    launches: list = []
+    triton.JITFunction.run = lambda self, *args, grid, warmup, **named: launches.append((self, args, named))
+
+    def source(kernel, args: tuple, named: dict) -> tuple:
+        """As triton itself would specialise the kernel on these arguments."""
+        options = {name: named.pop(name) for name in ("num_warps", "num_stages")}
+        values = dict(zip(kernel.arg_names, args, strict=False)) | named
+        signature, constants, attributes = {}, {}, {}
+        for i, parameter in enumerate(kernel.params):
+            name, value = parameter.name, values[parameter.name]
+            if parameter.is_constexpr or value is None or (isinstance(value, int) and value == 1):
+                signature[name], constants[name] = "constexpr", value
+            elif isinstance(value, int):
+                signature[name] = "i32"
+                if value % 16 == 0:
+                    attributes[(i,)] = [["tt.divisibility", 16]]
+            else:
+                signature[name] = types[value.dtype]
+                if value.data_ptr() % 16 == 0 and not parameter.do_not_specialize_on_alignment:
+                    attributes[(i,)] = [["tt.divisibility", 16]]
+        return ASTSource(kernel, signature, constants, attributes), options
+
+    def compiled(kernel, args: tuple, named: dict, arch: int) -> dict:
+        what, options = source(kernel, args, dict(named))
+        ptx = triton.compile(what, target=GPUTarget("cuda", arch, 32), options=options)
+        text, target = ptx.asm["ptx"], re.search(r"\.target (\w+)", ptx.asm["ptx"])[1]
+        with tempfile.TemporaryDirectory() as folder:
+            Path(folder, "k.ptx").write_text(text)
+            command = [ptxas, "-v", f"-arch={target}", f"{folder}/k.ptx", "-o", f"{folder}/k.cubin"]
+            said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+        return {
+            "kernel": kernel.__name__,
+            "arch": arch,
+            "registers": int(re.search(r"Used (\d+) registers", said)[1]),
+            "spills": sum(map(int, re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", said).groups())),
+            "shared": ptx.metadata.shared,
+            "wgmma": text.count("wgmma.mma_async"),
+            "mma": text.count("mma.sync"),
+        }
+
+    rows, seen = [], set()
+
+    def record(label: str, function: Callable[..., object], *arguments: object) -> None:
+        launches.clear()
+        function(*arguments)
+        for kernel, args, named in launches:
+            for arch in SHARED:
+                what, options = source(kernel, args, dict(named))
+                key = (what.hash(), str(options), arch)
+                if key not in seen:
+                    seen.add(key)
+                    rows.append({"label": label, **compiled(kernel, args, named, arch)})
+
+    for dtype in (torch.bfloat16, torch.float16, torch.float32):
+        short = str(dtype).removeprefix("torch.")
+        n, d = 256, 512
+        for k in (15, 64) if dtype != torch.float16 else (15,):
+            z, squared, v, scale = torch.ones(n, d, dtype=dtype), torch.ones(k, d), torch.ones(n, d), torch.ones(1, d)
+            for own in (None, torch.zeros(n, dtype=torch.long)):
+                g = torch.ones(n, k) if own is None else torch.ones(n)
+                label = f"{short} K={k}{' own' if own is not None else ''}"
+                record(label, pairs.distance, z, z, squared, None, None, own)
+                record(label, pairs.distance_backward, g, z, z, squared, None, None, own)
+                record(label + " log-variance", pairs.distance, z, z, squared, v, scale, own)
+                record(label + " log-variance", pairs.distance_backward, g, z, z, squared, v, scale, own)
+                for variance in ((None, None), (v, scale)):
+                    g_sums = torch.ones(1 if own is None else k, d)
+                    record(label, pairs.gap_sums, z, z, k, *variance, own)
+                    record(label, pairs.gap_sums_backward, g_sums, z, z, *variance, own)
+                record(label, pairs.products, z, z, squared, own)
+                record(label, pairs.products_backward, g, g, g, z, z, squared, own)
+        ids, one = torch.arange(n), torch.tensor(1.0)
+        for d in {torch.bfloat16: (128, 256, 1024), torch.float16: (256,), torch.float32: (256,)}[dtype]:
+            z, masks = torch.ones(n, d, dtype=dtype), torch.ones(1, d)
+            for form, z1, own, columns in (
+                ("cross", z, False, False),
+                ("cross columns", z, False, True),
+                ("cross own", z, True, False),
+                ("self", None, False, False),
+                ("self own", None, True, False),
+            ):
+                tail = (ids, None if z1 is None else ids, ids * 0 if own else None, columns)
+                g = torch.ones(n) if own else torch.ones(n, 1)
+                label = f"{short} D={d} {form}"
+                record(label, contrast.forward, z, z1, masks, one, *tail)
+                record(label, contrast.backward, g, g, g, g, z, z1, masks, one, *tail)
+    return rows
+
+
+@pytest.fixture(scope="module")
+def table() -> list[dict]:
+    pytest.importorskip("triton")
+    root = Path(__file__).parents[1]
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment["PYTHONPATH"] = str(root)
+    with tempfile.TemporaryDirectory() as cache:
+        environment["TRITON_CACHE_DIR"] = cache
+        run = subprocess.run([sys.executable, __file__], env=environment, cwd=root, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-4000:]
+    rows = json.loads(run.stdout)
+    print(f"\n{'kernel':22}{'for':36}{'sm':>4}{'registers':>10}{'shared':>8}{'spills':>7}{'wgmma':>6}{'mma':>5}")
+    for r in rows:
+        print("{kernel:22}{label:36}{arch:4}{registers:10}{shared:8}{spills:7}{wgmma:6}{mma:5}".format(**r))
+    return rows
+
+
+def test_every_kernel_is_there(table: list[dict]) -> None:
+    names = {
+        "_distance",
+        "_distance_backward",
+        "_gap_sums",
+        "_gap_sums_backward",
+        "_products",
+        "_products_backward",
+        "pack",
+        "logsumexp",
+        "gradient",
+        "unpack",
+    }
+    assert names <= {r["kernel"] for r in table}
+
+
+def test_nothing_spills(table: list[dict]) -> None:
+    assert [r for r in table if r["spills"]] == []
+
+
+def test_shared_memory_fits(table: list[dict]) -> None:
+    assert [r for r in table if r["shared"] > SHARED[r["arch"]]] == []
+
+
+def test_all_pairs_are_on_tensor_cores(table: list[dict]) -> None:
+    """float32 too: three tf32 products."""
+    heavy = [r for r in table if r["kernel"] in ("logsumexp", "gradient")]
+    assert [r for r in heavy if not r["wgmma" if r["arch"] == 90 else "mma"]] == []
+
+
+if __name__ == "__main__":
+    print(json.dumps(measured()))
