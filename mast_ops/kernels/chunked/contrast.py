@@ -54,7 +54,7 @@ def backward(
     for part in _parts(z0, z1, masks, inverse_temperature, sample0, sample1, subspace, columns):
         lse = part.of(row_lse), part.of_columns(column_lse)
         grads.add(part, lse, part.of(g_rows), part.of_columns(g_columns))
-    return grads.finish()
+    return grads.z0, grads.z1, grads.masks, grads.inverse_temperature
 
 
 def fused(
@@ -79,18 +79,18 @@ def fused(
         row_lse, column_lse = statistics[2:]
         g_columns = None if column_lse is None else torch.full_like(column_lse, column_weight)
         grads.add(part, (row_lse, column_lse), torch.full_like(row_lse, row_weight), g_columns)
-    return outs[0], outs[1], *grads.finish()
+    return outs[0], outs[1], *grads
 
 
 class _Side(NamedTuple):
-    """Embeddings as one subspace sees them: unit length, (d, n), with what it takes to go back."""
+    """Embeddings as one subspace sees them: of unit length, (n, d), with what it takes to go back."""
 
     unit: Tensor
     inverse_norm: Tensor
     tiny: Tensor  # rows whose norm is below EPS: they are scaled, not normalised
     mask: Tensor
     columns: Tensor | None  # None: all D
-    raw: Tensor  # the embeddings, (D, n)
+    raw: Tensor  # the embeddings, (n, D)
 
     @classmethod
     def pack(cls, raw: Tensor, poison: Tensor, mask: Tensor) -> Self:
@@ -98,35 +98,35 @@ class _Side(NamedTuple):
         columns = kept.nonzero()[:, 0] if kept.sum() < _SPARSE * len(mask) else None
         if columns is not None:
             mask = mask[columns]
-        unit = cls._select(raw, columns) * mask[:, None]
-        norm = unit.square().sum(0).sqrt_().add_(poison)
+        unit = cls._select(raw, columns) * mask
+        norm = unit.square().sum(1).sqrt_().add_(poison)
         inverse_norm = norm.clamp_min(EPS).reciprocal()
-        return cls(unit.mul_(inverse_norm), inverse_norm, norm < EPS, mask, columns, raw)
+        return cls(unit.mul_(inverse_norm[:, None]), inverse_norm, norm < EPS, mask, columns, raw)
 
     def only(self, samples: Tensor) -> Self:
         return self._replace(
-            unit=self.unit[:, samples],
+            unit=self.unit[samples],
             inverse_norm=self.inverse_norm[samples],
             tiny=self.tiny[samples],
-            raw=self.raw[:, samples],
+            raw=self.raw[samples],
         )
 
     def unpack(self, gradient: Tensor, g_raw: Tensor, g_mask: Tensor) -> None:
         """Add what a gradient of ``unit`` means for the embeddings and the mask. Overwrites it."""
-        along = (self.unit * gradient).sum(0).masked_fill_(self.tiny, 0)
-        gradient.sub_(along * self.unit).mul_(self.inverse_norm)
-        g_own_mask = (gradient * self._select(self.raw, self.columns)).sum(1)
-        gradient.mul_(self.mask[:, None])
+        along = (self.unit * gradient).sum(1).masked_fill_(self.tiny, 0)
+        gradient.addcmul_(self.unit, along[:, None], value=-1).mul_(self.inverse_norm[:, None])
+        g_own_mask = (gradient * self._select(self.raw, self.columns)).sum(0)
+        gradient.mul_(self.mask)
         if self.columns is None:
             g_mask += g_own_mask
             g_raw += gradient
         else:
             g_mask.index_add_(0, self.columns, g_own_mask)
-            g_raw.index_add_(0, self.columns, gradient)
+            g_raw.index_add_(1, self.columns, gradient)
 
     @staticmethod
     def _select(raw: Tensor, columns: Tensor | None) -> Tensor:
-        return raw if columns is None else raw.index_select(0, columns)
+        return raw if columns is None else raw.index_select(1, columns)
 
 
 class _Part(NamedTuple):
@@ -155,10 +155,10 @@ def _parts(
     columns: bool,
 ) -> Iterator[_Part]:
     scale = float(inverse_temperature)
-    raw0 = z0.to(wide(z0.dtype)).T.contiguous()
-    raw1 = raw0 if z1 is None else z1.to(raw0.dtype).T.contiguous()
-    poison0 = (0 * raw0).sum(0)  # NaN where a sample is not finite, were it in a column that no mask keeps
-    poison1 = poison0 if z1 is None else (0 * raw1).sum(0)
+    raw0 = z0.to(wide(z0.dtype))
+    raw1 = raw0 if z1 is None else z1.to(raw0.dtype)
+    poison0 = (0 * raw0).sum(1)  # NaN where a sample is not finite, were it in a column that no mask keeps
+    poison1 = poison0 if z1 is None else (0 * raw1).sum(1)
     sample1 = sample0 if sample1 is None else sample1
     workspace = Workspace(raw0)
     everyone = torch.arange(len(z0), device=z0.device)
@@ -173,7 +173,7 @@ def _parts(
         elif subspace is None:
             anchors = _Side.pack(raw0, poison0, masks[k])
         else:
-            anchors = _Side.pack(raw0[:, samples], poison0[samples], masks[k])
+            anchors = _Side.pack(raw0[samples], poison0[samples], masks[k])
         pairs = _positives(sample0[samples], sample1, samples if z1 is None else None)
         symmetric = z1 is None and subspace is None
         scores = Scores(
@@ -227,7 +227,7 @@ def _store(
 
 
 class _Gradients(NamedTuple):
-    """Gradients so far; those of the embeddings as (D, N)."""
+    """Gradients so far."""
 
     z0: Tensor
     z1: Tensor | None
@@ -237,8 +237,8 @@ class _Gradients(NamedTuple):
     @classmethod
     def zeros(cls, z0: Tensor, z1: Tensor | None, masks: Tensor, inverse_temperature: Tensor) -> Self:
         new = torch.zeros(0, dtype=wide(z0.dtype), device=z0.device)
-        g_z1 = None if z1 is None else new.new_zeros(z1.shape[::-1])
-        return cls(new.new_zeros(z0.shape[::-1]), g_z1, torch.zeros_like(masks), torch.zeros_like(inverse_temperature))
+        g_z1 = None if z1 is None else new.new_zeros(z1.shape)
+        return cls(new.new_zeros(z0.shape), g_z1, torch.zeros_like(masks), torch.zeros_like(inverse_temperature))
 
     def add(self, part: _Part, lse: tuple[Tensor, Tensor | None], g_rows: Tensor, g_columns: Tensor | None) -> None:
         anchors, candidates = part.sides
@@ -256,8 +256,4 @@ class _Gradients(NamedTuple):
         else:
             own = torch.zeros_like(anchors.raw)
             anchors.unpack(g_anchors, own, self.masks[part.k])
-            self.z0.index_add_(1, part.samples, own)
-
-    def finish(self) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
-        g_z1 = None if self.z1 is None else self.z1.T.contiguous()
-        return self.z0.T.contiguous(), g_z1, self.masks, self.inverse_temperature
+            self.z0.index_add_(0, part.samples, own)

@@ -42,7 +42,7 @@ class Scores:
         self.workspace = workspace
         self.anchors, self.candidates, self.scale = anchors, candidates, scale
         self.own, self.columns, self.symmetric = own, columns, symmetric
-        self.shape: tuple[int, int] = anchors.shape[1], candidates.shape[1]
+        self.shape: tuple[int, int] = len(anchors), len(candidates)
         self.raised = scale <= _SAFE  # blocks then hold exp(score), and no maximum is needed
         self.row_count, self.column_count = (
             index.bincount(minlength=size).to(anchors.dtype) for index, size in zip(pairs, self.shape, strict=True)
@@ -69,7 +69,7 @@ class Scores:
             block, i, j = self._block(index)
             logits = block[i, j]
             positive.index_add_(0, i + rows.start, logits)
-            block = self._raise(block)
+            block = self._raise(block, index)
             lse.add(rows, block, 1)
             if column_lse is not None:
                 column_positive.index_add_(0, j, logits)
@@ -101,7 +101,7 @@ class Scores:
             first = rows.start if self.symmetric else 0
             if self.kept is None:
                 block, i, j = self._block(index)
-                block = self._raise(block)
+                block = self._raise(block, index)
             else:
                 block, i, j = self.kept[index], *self._local(index)
             weight = self._weight(block, row, column, rows, first)
@@ -109,21 +109,19 @@ class Scores:
             if column is not None:
                 at_positives = at_positives + column.at_positive[j + first]
             weight.index_put_((i, j), -at_positives, accumulate=True)
-            g_anchors[:, rows].addmm_(self.candidates[:, first:], weight.T)
+            g_anchors[rows].addmm_(weight, self.candidates[first:])
             past = rows.stop if self.symmetric else 0
-            g_candidates[:, past:].addmm_(self.anchors[:, rows], weight[:, past - first :])
+            g_candidates[past:].addmm_(weight[:, past - first :].T, self.anchors[rows])
         return g_anchors, g_candidates
 
     def _weight(self, block: Tensor, row: "_Softmax", column: "_Softmax | None", rows: slice, first: int) -> Tensor:
         """Gradient of the losses by the scores, but for the positives. May overwrite the block."""
+        room = self.workspace.take("weight", *block.shape)
         if self.raised:
             if column is None:
-                return block.mul_(row.factor[rows, None])
-            both = torch.add(
-                row.factor[rows, None], column.factor[first:], out=self.workspace.take("weight", *block.shape)
-            )
-            return block.mul_(both)
-        weight = torch.sub(block, row.lse[rows, None], out=self.workspace.take("weight", *block.shape))
+                return torch.mul(block, row.factor[rows, None], out=room)
+            return torch.add(row.factor[rows, None], column.factor[first:], out=room).mul_(block)
+        weight = torch.sub(block, row.lse[rows, None], out=room)
         weight.exp_().mul_(row.gradient[rows, None])
         if column is None:
             return weight
@@ -138,8 +136,8 @@ class Scores:
         rows = self.rows[index]
         first = rows.start if self.symmetric else 0
         shape = rows.stop - rows.start, self.shape[1] - first
-        block = self.workspace.take("block" if self.kept is None else index, *shape)
-        block.addmm_(self.anchors[:, rows].T, self.candidates[:, first:], beta=0, alpha=self.scale)
+        block = self.workspace.take("block", *shape)
+        block.addmm_(self.anchors[rows], self.candidates[first:].T, beta=0, alpha=self.scale)
         if self.own is not None:
             block.scatter_(1, self.own[rows, None] - first, -torch.inf)
         return block, *self._local(index)
@@ -151,8 +149,12 @@ class Scores:
             i, j = i[upper], j[upper] - self.rows[index].start
         return i - self.rows[index].start, j
 
-    def _raise(self, block: Tensor) -> Tensor:
-        return block.exp_() if self.raised else block
+    def _raise(self, block: Tensor, index: int) -> Tensor:
+        """The block as it is used, where it stays: the product itself never writes to memory that is not in a cache."""
+        if self.kept is None:
+            return block.exp_() if self.raised else block
+        place = self.workspace.take(index, *block.shape)
+        return torch.exp(block, out=place) if self.raised else place.copy_(block)
 
 
 class _LogSumExp:
