@@ -14,6 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from mast_ops.kernels.eager import contrast as eager_contrast
 from mast_ops.kernels.eager import pairs as eager_pairs
 
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy's, of infinities under the interpreter
+
 CUDA = torch.cuda.is_available()
 if not CUDA:
     os.environ["TRITON_INTERPRET"] = "1"

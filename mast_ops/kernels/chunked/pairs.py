@@ -1,4 +1,4 @@
-"""Positive pairs: one skinny product, a tile of the embedding at a time while it is in the cache."""
+"""Positive pairs: one skinny product, or one row of the masks a sample, a tile of the embedding at a time."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -9,16 +9,15 @@ from torch import Tensor
 
 from mast_ops._precision import wide
 
-# Elements in a tile: on CPU two or three of them fit a third-level cache in float32.
-_TILE = {"cpu": 1 << 21, "cuda": 1 << 24}
+# Elements in a tile: on CPU two or three of them fit a small third-level cache in float32.
+_TILE = {"cpu": 1 << 20, "cuda": 1 << 24}
 
 
 class _Tile(NamedTuple):
-    """Some rows and columns of the embedding, and the masks that look at those rows."""
+    """Some rows and columns of the embedding."""
 
-    rows: slice | Tensor
+    rows: slice
     cols: slice
-    masks: slice
 
 
 def distance(
@@ -30,10 +29,11 @@ def distance(
     subspace: Tensor | None = None,
 ) -> Tensor:
     """See :func:`mast_ops.kernels.eager.pairs.distance`."""
-    (out,), padded = _new_pooled(1, z0, squared, subspace)
-    for tile in _tiles(z0, subspace):
-        _pool(out, _gap(z0, z1, log_variance, scale, tile), padded, tile)
-    return _finish(out, squared, subspace)
+    masks = _Masks(squared, subspace)
+    out = masks.new_pooled(z0)
+    for tile in _tiles(z0):
+        masks.pool(out, _gap(z0, z1, log_variance, scale, tile), tile)
+    return masks.finish(out)
 
 
 def distance_backward(
@@ -46,13 +46,12 @@ def distance_backward(
     subspace: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Gradients of z0, z1, squared and log_variance; ``scale`` is a constant."""
+    masks = _Masks(squared, subspace)
     grads = _empty(z0), _empty(z1), None if log_variance is None else _empty(log_variance)
-    padded = _pad(squared, subspace)
-    g_squared, grad = torch.zeros_like(padded), _as_pooled(grad, padded, subspace)
-    for tile in _tiles(z0, subspace):
-        _gap_backward(grad[tile.rows] @ padded[tile.masks, tile.cols], z0, z1, log_variance, scale, tile, grads)
-        gap = _gap(z0, z1, log_variance, scale, tile)
-        g_squared[tile.masks, tile.cols].addmm_(grad[tile.rows].T, gap)
+    g_squared, grad = masks.new_gradient(), masks.as_pooled(grad)
+    for tile in _tiles(z0):
+        _gap_backward(masks.slope(grad, tile), z0, z1, log_variance, scale, tile, grads)
+        masks.pull(g_squared, grad, _gap(z0, z1, log_variance, scale, tile), tile)
     return grads[0], grads[1], g_squared[: len(squared)], grads[2]
 
 
@@ -67,8 +66,12 @@ def gap_sums(
     """See :func:`mast_ops.kernels.eager.pairs.gap_sums`."""
     groups = 1 if subspace is None else num_subspaces
     out = torch.zeros(groups, z0.shape[1], dtype=wide(z0.dtype), device=z0.device)
-    for tile in _tiles(z0, subspace):
-        out[tile.masks, tile.cols] += _gap(z0, z1, log_variance, scale, tile).sum(0)
+    for tile in _tiles(z0):
+        gap = _gap(z0, z1, log_variance, scale, tile)
+        if subspace is None:
+            out[:, tile.cols] += gap.sum(0)
+        else:
+            _add_by_subspace(out, gap, subspace, tile)
     return out
 
 
@@ -82,19 +85,23 @@ def gap_sums_backward(
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Gradients of z0, z1 and log_variance."""
     grads = _empty(z0), _empty(z1), None if log_variance is None else _empty(log_variance)
-    for tile in _tiles(z0, subspace):
-        _gap_backward(grad[tile.masks, tile.cols], z0, z1, log_variance, scale, tile, grads)
+    for tile in _tiles(z0):
+        slope = grad[:, tile.cols]
+        if subspace is not None:
+            slope = slope.index_select(0, subspace[tile.rows])
+        _gap_backward(slope, z0, z1, log_variance, scale, tile, grads)
     return grads
 
 
 def products(z0: Tensor, z1: Tensor, squared: Tensor, subspace: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """See :func:`mast_ops.kernels.eager.pairs.products`."""
-    outs, padded = _new_pooled(3, z0, squared, subspace)
-    for tile in _tiles(z0, subspace):
+    masks = _Masks(squared, subspace)
+    outs = [masks.new_pooled(z0) for _ in range(3)]
+    for tile in _tiles(z0):
         x0, x1 = _take(z0, tile), _take(z1, tile)
         for out, (x, y) in zip(outs, ((x0, x1), (x0, x0), (x1, x1)), strict=True):
-            _pool(out, x * y, padded, tile)
-    dot, norm0, norm1 = (_finish(out, squared, subspace) for out in outs)
+            masks.pool(out, x * y, tile)
+    dot, norm0, norm1 = (masks.finish(out) for out in outs)
     return dot, norm0, norm1
 
 
@@ -108,59 +115,97 @@ def products_backward(
     subspace: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of z0, z1 and squared."""
-    padded = _pad(squared, subspace)
-    g_z0, g_z1, g_squared = _empty(z0), _empty(z1), torch.zeros_like(padded)
-    g_dot, g_norm0, g_norm1 = (_as_pooled(g, padded, subspace) for g in (g_dot, g_norm0, g_norm1))
-    for tile in _tiles(z0, subspace):
+    masks = _Masks(squared, subspace)
+    g_z0, g_z1, g_squared = _empty(z0), _empty(z1), masks.new_gradient()
+    g_dot, g_norm0, g_norm1 = (masks.as_pooled(g) for g in (g_dot, g_norm0, g_norm1))
+    for tile in _tiles(z0):
         x0, x1 = _take(z0, tile), _take(z1, tile)
-        own = padded[tile.masks, tile.cols]
-        slope = g_dot[tile.rows] @ own
+        slope = masks.slope(g_dot, tile)
         for g_z, g_norm, x, other in ((g_z0, g_norm0, x0, x1), (g_z1, g_norm1, x1, x0)):
-            through_norm = (g_norm[tile.rows] @ own).mul_(x).mul_(2)
+            through_norm = masks.slope(g_norm, tile).mul_(x).mul_(2)
             _store(g_z, torch.addcmul(through_norm, slope, other, out=_room(g_z, tile, x.dtype)), tile)
         for grad, (x, y) in ((g_dot, (x0, x1)), (g_norm0, (x0, x0)), (g_norm1, (x1, x1))):
-            g_squared[tile.masks, tile.cols].addmm_(grad[tile.rows].T, x * y)
+            masks.pull(g_squared, grad, x * y, tile)
     return g_z0, g_z1, g_squared[: len(squared)]
 
 
-def _tiles(z: Tensor, subspace: Tensor | None) -> Iterator[_Tile]:
-    """Tiles that cover the embedding. With one subspace a sample, those of each subspace's own rows."""
+class _Masks:
+    """The squared masks as a tile meets them: all K in one product, or for each sample the row of its own subspace.
+
+    Pooled quantities are held as (N, K), or (N, 1) with one subspace a sample. Products with nine or more columns
+    want a multiple of eight of them: a third of the time of the same product with fifteen.
+    """
+
+    def __init__(self, squared: Tensor, subspace: Tensor | None) -> None:
+        self.count, self.subspace = len(squared), subspace
+        missing = -len(squared) % 8 if len(squared) > 8 and subspace is None else 0
+        self.squared = F.pad(squared, (0, 0, 0, missing)) if missing else squared
+
+    def new_pooled(self, z: Tensor) -> Tensor:
+        return self.squared.new_zeros(len(z), len(self.squared) if self.subspace is None else 1)
+
+    def new_gradient(self) -> Tensor:
+        return torch.zeros_like(self.squared)
+
+    def as_pooled(self, grad: Tensor) -> Tensor:
+        return F.pad(grad, (0, len(self.squared) - self.count)) if self.subspace is None else grad[:, None]
+
+    def finish(self, pooled: Tensor) -> Tensor:
+        return pooled[:, : self.count].contiguous() if self.subspace is None else pooled[:, 0]
+
+    def pool(self, out: Tensor, x: Tensor, tile: _Tile) -> None:
+        """Add what the masks let through of a tile."""
+        if self.subspace is None:
+            out[tile.rows].addmm_(x, self.squared[:, tile.cols].T)
+        else:
+            out[tile.rows] += self._own(tile).mul_(x).sum(1, keepdim=True)
+
+    def slope(self, grad: Tensor, tile: _Tile) -> Tensor:
+        """``sum_k grad_ik squared_kd``: what a unit of ``x_id`` costs."""
+        if self.subspace is None:
+            return grad[tile.rows] @ self.squared[:, tile.cols]
+        return self._own(tile).mul_(grad[tile.rows])
+
+    def pull(self, g_squared: Tensor, grad: Tensor, x: Tensor, tile: _Tile) -> None:
+        """Add a tile's part of the masks' gradient. May overwrite ``x``."""
+        if self.subspace is None:
+            g_squared[:, tile.cols].addmm_(grad[tile.rows].T, x)
+        else:
+            _add_by_subspace(g_squared, x.mul_(grad[tile.rows]), self.subspace, tile)
+
+    def _own(self, tile: _Tile) -> Tensor:
+        assert self.subspace is not None
+        return self.squared[:, tile.cols].index_select(0, self.subspace[tile.rows])
+
+
+def _add_by_subspace(out: Tensor, x: Tensor, subspace: Tensor, tile: _Tile) -> None:
+    out[:, tile.cols].index_add_(0, subspace[tile.rows], x)
+
+
+def _tiles(z: Tensor) -> Iterator[_Tile]:
     num_samples, dim = z.shape
-    width = min(dim, _TILE.get(z.device.type, _TILE["cuda"]))
-    height = max(_TILE.get(z.device.type, _TILE["cuda"]) // width, 1)
-    cols = [slice(col, col + width) for col in range(0, dim, width)]
-    if subspace is None:
-        parts: Iterator[tuple[slice | Tensor, slice]] = (
-            (slice(row, row + height), slice(None)) for row in range(0, num_samples, height)
-        )
-    else:
-        own: tuple[Tensor, ...] = torch.split(subspace.argsort(stable=True), subspace.bincount().tolist())
-        parts = (
-            (part, slice(k, k + 1)) for k, rows in enumerate(own) for part in torch.split(rows, height) if len(part)
-        )
-    for rows, masks in parts:
-        yield from (_Tile(rows, col, masks) for col in cols)
+    elements = _TILE.get(z.device.type, _TILE["cuda"])
+    width = min(dim, elements)
+    height = elements // width
+    for row in range(0, num_samples, height):
+        for col in range(0, dim, width):
+            yield _Tile(slice(row, min(row + height, num_samples)), slice(col, min(col + width, dim)))
 
 
 def _take(z: Tensor, tile: _Tile) -> Tensor:
     """A tile of z, in the dtype that sums run in."""
-    cols = z[:, tile.cols]
-    return (cols[tile.rows] if isinstance(tile.rows, slice) else cols.index_select(0, tile.rows)).to(wide(z.dtype))
+    return z[tile.rows, tile.cols].to(wide(z.dtype))
 
 
 def _room(out: Tensor, tile: _Tile, dtype: torch.dtype) -> Tensor:
-    """Where to compute a tile of ``out``: right there if it is a block of this dtype, else in a tile apart."""
-    if isinstance(tile.rows, slice):
-        block = out[tile.rows, tile.cols]
-        return block if out.dtype == dtype else torch.empty_like(block, dtype=dtype)
-    return torch.empty(len(tile.rows), out[:1, tile.cols].shape[1], dtype=dtype, device=out.device)
+    """Where to compute a tile of ``out``: right there if it is of this dtype, else apart."""
+    block = out[tile.rows, tile.cols]
+    return block if out.dtype == dtype else torch.empty_like(block, dtype=dtype)
 
 
 def _store(out: Tensor, value: Tensor, tile: _Tile) -> None:
     """Bring a tile home that had no room there."""
-    if not isinstance(tile.rows, slice):
-        out[:, tile.cols].index_copy_(0, tile.rows, value.to(out.dtype))
-    elif value.dtype != out.dtype:
+    if value.dtype != out.dtype:
         out[tile.rows, tile.cols] = value
 
 
@@ -190,7 +235,7 @@ def _gap_backward(
         certain = 1 - F.mse_loss(x0, x1, reduction="none").mul_(weight)
         _store(grads[2], torch.mul(slope, certain, out=_room(grads[2], tile, certain.dtype)), tile)
         slope = weight.mul_(slope)
-    g0, g1 = (_room(grad, tile, x0.dtype) for grad in grads[:2] if grad is not None)
+    g0, g1 = _room(grads[0], tile, x0.dtype), _room(grads[1], tile, x0.dtype)
     torch.ops.aten.mse_loss_backward(slope.expand_as(x0), x0, x1, 0, grad_input=g0)
     _store(grads[0], g0, tile)
     _store(grads[1], torch.neg(g0, out=g1), tile)
@@ -198,35 +243,3 @@ def _gap_backward(
 
 def _empty(like: Tensor) -> Tensor:
     return torch.empty_like(like, memory_format=torch.contiguous_format)
-
-
-# Pooled quantities are held as (N, K), or (N, 1) with one subspace a sample. Products with nine or more columns want
-# a multiple of eight of them: a third of the time of the same product with fifteen.
-
-
-def _pad(squared: Tensor, subspace: Tensor | None) -> Tensor:
-    missing = -len(squared) % 8 if len(squared) > 8 and subspace is None else 0
-    return F.pad(squared, (0, 0, 0, missing)) if missing else squared
-
-
-def _as_pooled(grad: Tensor, padded: Tensor, subspace: Tensor | None) -> Tensor:
-    return F.pad(grad, (0, len(padded) - grad.shape[1])) if subspace is None else grad[:, None]
-
-
-def _new_pooled(count: int, z: Tensor, squared: Tensor, subspace: Tensor | None) -> tuple[list[Tensor], Tensor]:
-    """Zeros to add to, and the masks that fit them."""
-    padded = _pad(squared, subspace)
-    width = len(padded) if subspace is None else 1
-    return [padded.new_zeros(len(z), width) for _ in range(count)], padded
-
-
-def _finish(pooled: Tensor, squared: Tensor, subspace: Tensor | None) -> Tensor:
-    return pooled[:, : len(squared)].contiguous() if subspace is None else pooled[:, 0]
-
-
-def _pool(out: Tensor, x: Tensor, padded: Tensor, tile: _Tile) -> None:
-    pooled = x @ padded[tile.masks, tile.cols].T
-    if isinstance(tile.rows, slice):
-        out[tile.rows] += pooled
-    else:
-        out.index_add_(0, tile.rows, pooled)
