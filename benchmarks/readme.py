@@ -1,7 +1,9 @@
-"""README's tables from the JSON files in ``benchmarks/results/{cpu,gpu}``, between markers.
+"""Tables from the JSON files in ``benchmarks/results/{cpu,gpu}``: short ones in README, all of them beside the files.
 
 python -m benchmarks.readme            # write them
-python -m benchmarks.readme --check    # fail where README is out of date
+python -m benchmarks.readme --check    # fail where they are out of date
+
+README holds a marker where a device's table begins and one where it ends.
 """
 
 import argparse
@@ -12,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks import tables
+from benchmarks import summary, tables
 
 ROOT = Path(__file__).parent.parent
 DEVICES = ("cpu", "gpu")
@@ -24,16 +26,22 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results", help="holds cpu/ and gpu/")
     parser.add_argument("--check", action="store_true", help="write nothing, fail where README is out of date")
     args = parser.parse_args(argv)
-    old = args.readme.read_text()
-    new = old
+    front = args.readme.read_text()
     for device in DEVICES:
-        new = replace(new, device, block(args.results / device, args.readme.parent))
-    if not args.check:
-        args.readme.write_text(new)
-    elif new != old:
-        sys.exit(
-            f"error: {args.readme}: got tables that differ from {args.results}, wanted: python -m benchmarks.readme"
-        )
+        front = replace(front, device, short(args.results / device, args.readme.parent))
+    full = "\n\n".join(
+        [
+            "# What `python -m benchmarks` measured",
+            "Made by `python -m benchmarks.readme` from the JSON files here.",
+            tables.LEGEND,
+            *(f"## {device.upper()}\n\n{block(args.results / device, args.results)}" for device in DEVICES),
+        ]
+    )
+    for path, new in ((args.readme, front), (args.results / "README.md", full + "\n")):
+        if not args.check:
+            path.write_text(new)
+        elif not path.exists() or path.read_text() != new:
+            sys.exit(f"error: {path}: got tables that differ from {args.results}, wanted: python -m benchmarks.readme")
 
 
 def replace(text: str, device: str, tables_: str) -> str:
@@ -45,21 +53,42 @@ def replace(text: str, device: str, tables_: str) -> str:
     return pattern.sub(lambda _: f"{start}\n{tables_}\n{end}", text)
 
 
+def short(folder: Path, root: Path) -> str:
+    """One table a file, and its picture of scaling."""
+    parts = []
+    for document, operators, picture in _newest(folder, root):
+        if operators:
+            parts += [tables.caption(document), summary.markdown(operators)]
+        parts += [picture] if picture else []
+    return "\n\n".join([*parts, summary.LEGEND]) if parts else "Not measured."
+
+
 def block(folder: Path, root: Path) -> str:
-    """All tables of one device: the newest of each operator and dtype, under a caption for each file that has one."""
+    """All tables of one device, under a caption for each file."""
+    parts = []
+    for document, operators, picture in _newest(folder, root):
+        parts.append(tables.caption(document))
+        parts += [tables.markdown(name, operator) for name, operator in operators.items()]
+        parts += [picture] if picture else []
+    return "\n\n".join(parts) or "Not measured."
+
+
+def _newest(folder: Path, root: Path) -> list[tuple[dict[str, Any], dict[str, Any], str | None]]:
+    """For each file that has something to show: itself, its operators that no newer file has too, its picture."""
     documents = sorted(_documents(folder), key=lambda item: item[1]["date"])
     newest = {key: document for _, document in documents for key in _keys(document).values()}
-    parts = [tables.LEGEND] if newest else []
+    found = []
     for path, document in documents:
-        names = [name for name, key in _keys(document).items() if newest[key] is document]
-        picture = path.with_suffix(".png")
-        drawn = bool(document["scaling"]) and picture.exists()
-        if names or drawn:
-            parts.append(tables.caption(document))
-        parts += [tables.markdown(name, document["operators"][name]) for name in names]
-        if drawn:
-            parts.append(f"![Time against K, N and D]({Path(os.path.relpath(picture, root)).as_posix()})")
-    return "\n\n".join(parts) or "Not measured."
+        operators = {
+            name: document["operators"][name] for name, key in _keys(document).items() if newest[key] is document
+        }
+        image = path.with_suffix(".png")
+        picture = None
+        if document["scaling"] and image.exists():
+            picture = f"![Time against K, N and D]({Path(os.path.relpath(image, root)).as_posix()})"
+        if operators or picture:
+            found.append((document, operators, picture))
+    return found
 
 
 def _keys(document: dict[str, Any]) -> dict[str, tuple[str, str]]:

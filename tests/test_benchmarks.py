@@ -99,13 +99,18 @@ def test_readme_tables_are_written_and_checked(run: tuple[str, Path], document: 
         readme.main([*where, "--check"])
     assert copy.read_text() == MARKED
     readme.main(where)
+    full = (run[1].parent.parent / "README.md").read_text()
+    for row in document["operators"]["info-nce"]["rows"]:
+        assert row["name"] in full
     readme.main([*where, "--check"])
     text = copy.read_text()
     assert "Not measured." in text  # no GPU
     assert "stale table" not in text
     assert document["command"] in text
-    for row in document["operators"]["info-nce"]["rows"]:
-        assert row["name"] in text
+    assert "**info-nce**" in text
+    run[1].parent.parent.joinpath("README.md").unlink()
+    with pytest.raises(SystemExit, match=r"README\.md: got"):
+        readme.main([*where, "--check"])
 
 
 def test_readme_keeps_the_newest_of_each_operator(document: dict[str, Any], tmp_path: Path):

@@ -1,5 +1,6 @@
 """All pairs: contrastive losses of every anchor, or their mean with its gradients made on the way."""
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -109,6 +110,11 @@ def _run_mean(*args: Any) -> tuple[Tensor, ...]:
     return rows.sum() * row_weight + other.sum() * column_weight, *_without_none(tuple(grads))
 
 
+def _run_mean_backward(grad: Tensor, *args: Any) -> tuple[Tensor, ...]:
+    learned, grads = args[:4], args[4:]
+    return tuple((g * grad).to(g.dtype if x is None else x.dtype) for x, g in zip(learned, grads, strict=True))
+
+
 _contrast = register(
     f"contrast({_INPUTS}) -> (Tensor, Tensor, Tensor, Tensor)",
     _run,
@@ -135,6 +141,15 @@ _contrast_mean = register(
 )
 
 
+# The learned inputs are there so that a gradient of this gradient is refused, not lost.
+_contrast_mean_backward = register(
+    "contrast_mean_backward(Tensor grad, Tensor z0, Tensor? z1, Tensor masks, Tensor inverse_temperature, "
+    "Tensor g_z0, Tensor g_z1, Tensor g_masks, Tensor g_inverse_temperature) -> (Tensor, Tensor, Tensor, Tensor)",
+    _run_mean_backward,
+    _run_mean_backward,
+)
+
+
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     *tensors, ctx.columns, ctx.backend = inputs
     ctx.save_for_backward(*output[2:], *tensors)
@@ -148,19 +163,16 @@ def _backward(ctx: Any, g_rows: Tensor, g_columns: Tensor, *_: object) -> tuple[
 
 
 def _save_mean(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    ctx.save_for_backward(*output[1:])
+    ctx.save_for_backward(*inputs[:4], *output[1:])
     ctx.mark_non_differentiable(*output[1:])
-    ctx.like = [None if x is None else x.dtype for x in inputs[:4]]
 
 
 def _backward_mean(ctx: Any, grad: Tensor, *_: object) -> tuple[Tensor | None, ...]:
-    scaled = [
-        None if dtype is None else (g * grad).to(dtype) for g, dtype in zip(ctx.saved_tensors, ctx.like, strict=True)
-    ]
-    return *scaled, None, None, None, None, None
+    saved = ctx.saved_tensors
+    return _as_inputs(_contrast_mean_backward(grad, *saved), saved)
 
 
-def _as_inputs(grads: tuple[Tensor, ...], tensors: list[Tensor | None]) -> tuple[Tensor | None, ...]:
+def _as_inputs(grads: tuple[Tensor, ...], tensors: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
     cast_back = [None if x is None else grad.to(x.dtype) for grad, x in zip(grads, tensors[:4], strict=True)]
     return *cast_back, None, None, None, None, None
 
@@ -168,3 +180,4 @@ def _as_inputs(grads: tuple[Tensor, ...], tensors: list[Tensor | None]) -> tuple
 differentiate(_contrast, _save, _backward)
 differentiate(_contrast_mean, _save_mean, _backward_mean)
 differentiate_once(_contrast_backward)
+differentiate_once(_contrast_mean_backward)

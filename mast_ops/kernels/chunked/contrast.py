@@ -111,18 +111,23 @@ class _Side(NamedTuple):
             raw=self.raw[samples],
         )
 
-    def unpack(self, gradient: Tensor, g_raw: Tensor, g_mask: Tensor) -> None:
-        """Add what a gradient of ``unit`` means for the embeddings and the mask. Overwrites it."""
-        along = (self.unit * gradient).sum(1).masked_fill_(self.tiny, 0)
-        gradient.addcmul_(self.unit, along[:, None], value=-1).mul_(self.inverse_norm[:, None])
+    def unpack(self, gradient: Tensor, scale: float, g_raw: Tensor, g_mask: Tensor) -> Tensor:
+        """Add what ``scale`` times a gradient of ``unit`` means for the embeddings and the mask. Overwrites it.
+
+        Returns the sum of ``unit`` times the gradient.
+        """
+        along = (self.unit * gradient).sum(1)
+        total = along.sum()
+        along.masked_fill_(self.tiny, 0)
+        gradient.addcmul_(self.unit, along[:, None], value=-1).mul_((self.inverse_norm * scale)[:, None])
         g_own_mask = (gradient * self._select(self.raw, self.columns)).sum(0)
-        gradient.mul_(self.mask)
         if self.columns is None:
             g_mask += g_own_mask
-            g_raw += gradient
+            g_raw.addcmul_(gradient, self.mask)
         else:
             g_mask.index_add_(0, self.columns, g_own_mask)
-            g_raw.index_add_(1, self.columns, gradient)
+            g_raw.index_add_(1, self.columns, gradient.mul_(self.mask))
+        return total
 
     @staticmethod
     def _select(raw: Tensor, columns: Tensor | None) -> Tensor:
@@ -244,16 +249,14 @@ class _Gradients(NamedTuple):
         anchors, candidates = part.sides
         scores = part.scores
         g_anchors, g_candidates = scores.gradients(lse, g_rows, g_columns)
-        along = (anchors.unit * g_anchors).sum()
-        self.inverse_temperature.add_(along / 2 if scores.symmetric else along)
-        g_raw = self.z0 if self.z1 is None else self.z1
-        candidates.unpack(g_candidates.mul_(scores.scale), g_raw, self.masks[part.k])
+        g_raw, g_mask = self.z0 if self.z1 is None else self.z1, self.masks[part.k]
+        along = candidates.unpack(g_candidates, scores.scale, g_raw, g_mask)
         if scores.symmetric:
-            return
-        g_anchors.mul_(scores.scale)
-        if part.samples is None:
-            anchors.unpack(g_anchors, self.z0, self.masks[part.k])
+            along = along / 2  # each pair stands there twice
+        elif part.samples is None:
+            anchors.unpack(g_anchors, scores.scale, self.z0, g_mask)
         else:
             own = torch.zeros_like(anchors.raw)
-            anchors.unpack(g_anchors, own, self.masks[part.k])
+            anchors.unpack(g_anchors, scores.scale, own, g_mask)
             self.z0.index_add_(0, part.samples, own)
+        self.inverse_temperature.add_(along)

@@ -91,8 +91,8 @@ class Scores:
         self, lse: tuple[Tensor, Tensor | None], g_rows: Tensor, g_columns: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """Gradients of the packed anchors and candidates before the temperature; one tensor where symmetric."""
-        g_anchors = torch.zeros_like(self.anchors)
-        g_candidates = g_anchors if self.symmetric else torch.zeros_like(self.candidates)
+        g_candidates = torch.zeros_like(self.candidates)
+        g_anchors = g_candidates if self.symmetric else torch.empty_like(self.anchors)
         row = _Softmax(lse[0], g_rows, self.row_count, self.raised)
         column = row if self.symmetric else None
         if lse[1] is not None and g_columns is not None:
@@ -109,7 +109,7 @@ class Scores:
             if column is not None:
                 at_positives = at_positives + column.at_positive[j + first]
             weight.index_put_((i, j), -at_positives, accumulate=True)
-            g_anchors[rows].addmm_(weight, self.candidates[first:])
+            g_anchors[rows].addmm_(weight, self.candidates[first:], beta=1 if self.symmetric else 0)
             past = rows.stop if self.symmetric else 0
             g_candidates[past:].addmm_(weight[:, past - first :].T, self.anchors[rows])
         return g_anchors, g_candidates
