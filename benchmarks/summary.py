@@ -21,15 +21,19 @@ def markdown(operators: dict[str, dict[str, Any]]) -> str:
 
 
 def _ours(operator: dict[str, Any]) -> list[dict[str, Any]]:
+    return [row for row in _shown(operator) if row["name"].startswith("mast_ops")]
+
+
+def _shown(operator: dict[str, Any]) -> list[dict[str, Any]]:
     """Without variants that a short table can do without."""
-    return [row for row in operator["rows"] if row["name"].startswith("mast_ops") and "blocks" not in row["name"]]
+    return [row for row in operator["rows"] if "blocks" not in row["name"]]
 
 
 def _line(name: str, operator: dict[str, Any], row: dict[str, Any]) -> list[str]:
     """Rows with the same limit solve the same problem: only those are compared."""
     shape = " ".join(f"{letter.upper()}={size}" for letter, size in operator["shape"].items())
     form = row["name"].removeprefix("mast_ops").strip(", ")
-    same = [other for other in operator["rows"] if other["limit_ms"] == row["limit_ms"]]
+    same = [other for other in _shown(operator) if other["limit_ms"] == row["limit_ms"]]
     loop = next((other for other in same if other["role"] == "loop"), None)
     others = [other for other in same if other["ok"] and other is not loop and not other["name"].startswith("mast_ops")]
     fastest = min(others, key=_median, default=None)
