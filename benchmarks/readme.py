@@ -54,13 +54,14 @@ def replace(text: str, device: str, tables_: str) -> str:
 
 
 def short(folder: Path, root: Path) -> str:
-    """One table a file, and its picture of scaling."""
-    parts = []
-    for document, operators, picture in _newest(folder, root):
-        if operators:
-            parts += [tables.caption(document), summary.markdown(operators)]
-        parts += [picture] if picture else []
-    return "\n\n".join([*parts, summary.LEGEND]) if parts else "Not measured."
+    """One table a file, then the pictures of scaling."""
+    found = _newest(folder, root)
+    measured = [(document, operators) for document, operators, _ in found if operators]
+    parts = [
+        part for document, operators in measured for part in (tables.caption(document), summary.markdown(operators))
+    ]
+    parts += [summary.LEGEND] if parts else []
+    return "\n\n".join([*parts, *(picture for *_, picture in found if picture)]) or "Not measured."
 
 
 def block(folder: Path, root: Path) -> str:

@@ -16,8 +16,8 @@ from mast_ops._checks import check_choice
 Backend = Literal["auto", "eager", "compile", "chunked", "triton"]
 """What computes an operator.
 
-- ``"auto"`` (default): the fastest that runs where the tensors are; the environment variable
-  ``MAST_OPS_BACKEND`` replaces it, for debugging.
+- ``"auto"`` (default): one of the others, by device, dtype and size, see :func:`resolve`; the environment
+  variable ``MAST_OPS_BACKEND`` replaces it, for debugging.
 - ``"eager"``: the plain formula, differentiated by autograd as often as asked. Holds what the formula holds.
 - ``"compile"``: the plain formula under ``torch.compile``.
 - ``"chunked"``: matrix products over pieces, gradients by hand. Any device, float16 to float64.
