@@ -35,8 +35,8 @@ def subspace_info_nce(
     """InfoNCE of ``z0`` against ``z1`` inside every subspace.
 
     Row i of ``z0`` is the anchor, row i of ``z1`` its positive and the other rows of ``z1`` its negatives,
-    all seen through mask k and compared by cosine. No N x C matrix of scores is kept, for no subspace, but by
-    the plain ``"eager"`` and ``"compile"``.
+    all seen through mask k and compared by cosine. Memory does not grow with K N C: ``"chunked"`` holds scores of
+    one subspace at a time, at most 2^24 of them, and ``"triton"`` none; ``"eager"`` and ``"compile"`` hold all.
 
     Args:
         z0: Anchors, (N, D), floating point.
@@ -114,8 +114,7 @@ def subspace_nt_xent(
     """NT-Xent, SimCLR's loss, inside every subspace: both directions, with negatives from both views.
 
     Each of the 2N views is an anchor; its positive is the other view of its sample, its negatives are the
-    2N - 2 views of the other samples. No 2N x 2N matrix of scores is kept, for no subspace, but by the plain
-    ``"eager"`` and ``"compile"``.
+    2N - 2 views of the other samples. Memory is as in :func:`subspace_info_nce`.
 
     Args:
         z0: Embedding of the first view, (N, D), floating point.

@@ -1,6 +1,6 @@
 """Registration with torch.library, so that operators compose with autograd, compile, export and fake tensors."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -28,6 +28,11 @@ def register(schema: str, implementation: Operator, fake: Operator) -> Operator:
     torch.library.register_fake(f"{_NAMESPACE}::{name}", fake, lib=_library)
     operator: Operator = getattr(getattr(torch.ops, _NAMESPACE), name).default
     return operator
+
+
+def without_none(grads: Iterable[Tensor | None], like: Tensor) -> tuple[Tensor, ...]:
+    """An operator returns tensors: one of no elements stands for None."""
+    return tuple(like.new_empty(0) if grad is None else grad for grad in grads)
 
 
 def differentiate(operator: Operator, setup_context: Operator, backward: Operator) -> None:

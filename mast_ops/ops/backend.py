@@ -20,7 +20,7 @@ Backend = Literal["auto", "eager", "compile", "chunked", "triton"]
   variable ``MAST_OPS_BACKEND`` replaces it, for debugging.
 - ``"eager"``: the plain formula, differentiated by autograd as often as asked. Holds what the formula holds.
 - ``"compile"``: the plain formula under ``torch.compile``.
-- ``"chunked"``: matrix products over pieces, gradients by hand. Any device, float16 to float64.
+- ``"chunked"``: matrix products over pieces, gradients by hand. CPU and CUDA, float16 to float64.
 - ``"triton"``: Triton kernels, on CUDA, float16, bfloat16 and float32; variance and covariance are
   ``"chunked"`` there, which is nothing but large matrix products.
 """

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mast_ops._precision import wide
 from mast_ops.kernels.eager import contrast as eager
-from mast_ops.ops._library import differentiate, differentiate_once, register
+from mast_ops.ops._library import differentiate, differentiate_once, register, without_none
 from mast_ops.ops.backend import Backend, kernels, plain, resolve
 
 _INPUTS = (
@@ -88,17 +88,12 @@ def _gradients(z0: Tensor, z1: Tensor | None, masks: Tensor, inverse_temperature
     )
 
 
-def _without_none(grads: tuple[Tensor | None, ...]) -> tuple[Tensor, ...]:
-    like = cast(Tensor, grads[0])
-    return tuple(like.new_empty(0) if grad is None else grad for grad in grads)
-
-
 def _run(*args: Any) -> tuple[Tensor, ...]:
     return cast(tuple[Tensor, ...], kernels(args[-1], "contrast").forward(*args[:-1]))
 
 
 def _run_backward(*args: Any) -> tuple[Tensor, ...]:
-    return _without_none(kernels(args[-1], "contrast").backward(*args[:-1]))
+    return without_none(kernels(args[-1], "contrast").backward(*args[:-1]), args[0])
 
 
 def _run_mean(*args: Any) -> tuple[Tensor, ...]:
@@ -107,7 +102,7 @@ def _run_mean(*args: Any) -> tuple[Tensor, ...]:
     directions = 2 if columns else 1
     row_weight, column_weight = (1 / max(x.numel() * directions, 1) for x in _outputs(z0, z1, masks, subspace, columns))
     rows, other, *grads = kernels(backend, "contrast").fused(row_weight, column_weight, *inputs)
-    return rows.sum() * row_weight + other.sum() * column_weight, *_without_none(tuple(grads))
+    return rows.sum() * row_weight + other.sum() * column_weight, *without_none(grads, rows)
 
 
 def _run_mean_backward(grad: Tensor, *args: Any) -> tuple[Tensor, ...]:

@@ -5,7 +5,7 @@ from typing import Any, cast
 from torch import Tensor
 
 from mast_ops.kernels.eager import moments as eager
-from mast_ops.ops._library import differentiate, differentiate_once, register
+from mast_ops.ops._library import differentiate, differentiate_once, register, without_none
 from mast_ops.ops.backend import Backend, kernels, plain, resolve
 
 
@@ -21,9 +21,8 @@ def _run(*args: Any) -> Tensor:
     return cast(Tensor, kernels(args[-1], "moments").off_diagonal(*args[:-1]))
 
 
-def _run_backward(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
-    g_x, g_y, g_squared = kernels(args[-1], "moments").off_diagonal_backward(*args[:-1])
-    return g_x, g_squared.new_empty(0) if g_y is None else g_y, g_squared
+def _run_backward(*args: Any) -> tuple[Tensor, ...]:
+    return without_none(kernels(args[-1], "moments").off_diagonal_backward(*args[:-1]), args[1])
 
 
 _off_diagonal = register(

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from mast_ops._precision import wide
 from mast_ops.kernels.eager import pairs as eager
-from mast_ops.ops._library import differentiate, differentiate_once, register
+from mast_ops.ops._library import differentiate, differentiate_once, register, without_none
 from mast_ops.ops.backend import Backend, kernels, plain, resolve
 
 _SCALED = "Tensor? log_variance, Tensor? scale, Tensor? subspace, str backend"
@@ -68,18 +68,12 @@ def _contiguous(z: Tensor) -> Tensor:
     return torch.empty_like(z, memory_format=torch.contiguous_format)
 
 
-def _or_empty(grad: Tensor | None, like: Tensor) -> Tensor:
-    """An operator returns tensors: one of no elements stands for None."""
-    return like.new_empty(0) if grad is None else grad
-
-
 def _run_distance(*args: Any) -> Tensor:
     return cast(Tensor, kernels(args[-1], "pairs").distance(*args[:-1]))
 
 
-def _run_distance_backward(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    g_z0, g_z1, g_squared, g_log_variance = kernels(args[-1], "pairs").distance_backward(*args[:-1])
-    return g_z0, g_z1, g_squared, _or_empty(g_log_variance, args[1])
+def _run_distance_backward(*args: Any) -> tuple[Tensor, ...]:
+    return without_none(kernels(args[-1], "pairs").distance_backward(*args[:-1]), args[1])
 
 
 _distance = register(
@@ -119,9 +113,8 @@ def _run_gap_sums(*args: Any) -> Tensor:
     return cast(Tensor, kernels(args[-1], "pairs").gap_sums(*args[:-1]))
 
 
-def _run_gap_sums_backward(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
-    g_z0, g_z1, g_log_variance = kernels(args[-1], "pairs").gap_sums_backward(*args[:-1])
-    return g_z0, g_z1, _or_empty(g_log_variance, args[1])
+def _run_gap_sums_backward(*args: Any) -> tuple[Tensor, ...]:
+    return without_none(kernels(args[-1], "pairs").gap_sums_backward(*args[:-1]), args[1])
 
 
 _gap_sums = register(

@@ -168,7 +168,9 @@ def _parts(
     workspace = Workspace(raw0)
     everyone = torch.arange(len(z0), device=z0.device)
     groups = [(k, everyone) for k in range(len(masks))]
-    if subspace is not None:
+    if subspace is None:
+        pairs = _positives(sample0, sample1, everyone if z1 is None else None)
+    else:
         split = torch.split(subspace.argsort(stable=True), subspace.bincount().tolist())
         groups = [(k, samples) for k, samples in enumerate(split) if len(samples)]
     for k, samples in groups:
@@ -179,7 +181,8 @@ def _parts(
             anchors = _Side.pack(raw0, poison0, masks[k])
         else:
             anchors = _Side.pack(raw0[samples], poison0[samples], masks[k])
-        pairs = _positives(sample0[samples], sample1, samples if z1 is None else None)
+        if subspace is not None:
+            pairs = _positives(sample0[samples], sample1, samples if z1 is None else None)
         symmetric = z1 is None and subspace is None
         scores = Scores(
             anchors.unit,
