@@ -16,7 +16,7 @@ from mast_ops._checks import (
     values_are_free,
 )
 from mast_ops._precision import no_autocast, wide
-from mast_ops.functional.pairs import Reduction
+from mast_ops.functional.pairs import Reduction, over_ranks
 from mast_ops.ops import Backend
 
 
@@ -30,6 +30,7 @@ def subspace_info_nce(
     symmetric: bool = False,
     sample0: Tensor | None = None,
     sample1: Tensor | None = None,
+    gather_distributed: bool = False,
     backend: Backend = "auto",
 ) -> Tensor:
     """InfoNCE of ``z0`` against ``z1`` inside every subspace.
@@ -52,6 +53,10 @@ def subspace_info_nce(
             the same sample are the anchor's positives, as many as there are: the loss is then the mean of
             ``logsumexp - logit`` over them. An anchor without any gives NaN.
         sample1: (C,) int64, likewise for the candidates.
+        gather_distributed: Whether the candidates are those of all ranks, which go round a ring: memory does not grow
+            with the number of ranks, and ranks may have different N. The mean is that over all ranks, the same on
+            each; ``"none"`` gives the own anchors' losses. Goes without ``sample0`` and ``sample1``. Without a process
+            group there is one rank. For gradients see :class:`mast_ops.losses.SubspaceLoss`.
         backend: What computes it, see :data:`mast_ops.ops.Backend`.
 
     Returns:
@@ -61,7 +66,7 @@ def subspace_info_nce(
     Raises:
         ValueError, TypeError: The arguments disagree in shape, dtype or device, are empty or integer,
             ``subspace`` is out of range, ``temperature`` is not a positive number, one of ``sample0`` and
-            ``sample1`` is missing, or the asked backend cannot run.
+            ``sample1`` is missing, ranks disagree in D or K, or the asked backend cannot run.
 
     Source: InfoNCE is van den Oord et al. 2018 (arXiv 1807.03748), several positives as in SupCon (Khosla et al.
     2020, arXiv 2004.11362, equation 2); the masked form is ours.
@@ -78,6 +83,7 @@ def subspace_info_nce(
     if (sample0 is None) != (sample1 is None):
         missing, given = ("sample0", "sample1") if sample0 is None else ("sample1", "sample0")
         raise ValueError(f"{missing}: got None beside {given}, wanted both or neither")
+    aligned = sample0 is None
     if sample0 is None or sample1 is None:
         check_views(z0, z1)
         sample0 = sample1 = torch.arange(len(z0), device=z0.device)
@@ -88,18 +94,25 @@ def subspace_info_nce(
     check_masks(masks, z0)
     if subspace is not None:
         check_subspace(subspace, len(z0), len(masks), z0.device)
+    if gather_distributed and not aligned:
+        raise ValueError(
+            "gather_distributed: got True beside sample0 and sample1, wanted False: "
+            "positives are not sought on other ranks"
+        )
     if symmetric and subspace is not None:
         raise ValueError("symmetric: got True beside subspace, wanted False: a candidate has no subspace of its own")
     if symmetric and reduction == "none" and len(z0) != len(z1):
         raise ValueError(
             f"reduction: got 'none' for {len(z0)} anchors and {len(z1)} candidates in both directions, wanted 'mean'"
         )
-    inputs = (z0, z1, *_scales(z0, masks, temperature), sample0, sample1, subspace, symmetric, backend)
+    inputs = (z0, z1, *_scales(z0, masks, temperature), sample0, sample1, subspace, symmetric)
+    distributed = ops.ranks(gather_distributed) > 1
     with no_autocast(z0):
-        if reduction == "mean":
-            return ops.contrast_mean(*inputs)
-        rows, columns = ops.contrast(*inputs)
-        return (rows + columns) / 2 if symmetric else rows
+        if reduction == "mean" and not distributed:
+            return ops.contrast_mean(*inputs, backend)
+        rows, columns = ops.contrast(*inputs, distributed, backend)
+        losses = (rows + columns) / 2 if symmetric else rows
+        return over_ranks(losses.mean(), len(z0), gather_distributed) if reduction == "mean" else losses
 
 
 def subspace_nt_xent(
@@ -109,6 +122,7 @@ def subspace_nt_xent(
     temperature: float | Tensor,
     subspace: Tensor | None = None,
     reduction: Reduction = "mean",
+    gather_distributed: bool = False,
     backend: Backend = "auto",
 ) -> Tensor:
     """NT-Xent, SimCLR's loss, inside every subspace: both directions, with negatives from both views.
@@ -124,6 +138,7 @@ def subspace_nt_xent(
         subspace: (N,) int64. With it, both views of sample i contrast in subspace ``subspace[i]`` alone.
         reduction: ``"mean"`` over the 2N anchors and subspaces, or ``"none"``: the mean of a sample's two anchors.
             The mean is faster: its gradients are made in the forward pass.
+        gather_distributed: Whether the negatives are those of all ranks, as in :func:`subspace_info_nce`.
         backend: What computes it, see :data:`mast_ops.ops.Backend`.
 
     Returns:
@@ -132,7 +147,8 @@ def subspace_nt_xent(
 
     Raises:
         ValueError, TypeError: The arguments disagree in shape, dtype or device, are empty or integer,
-            ``subspace`` is out of range, ``temperature`` is not a positive number, or the asked backend cannot run.
+            ``subspace`` is out of range, ``temperature`` is not a positive number, ranks disagree in D or K, or the
+            asked backend cannot run.
 
     Source: NT-Xent is SimCLR's equation 1 (arXiv 2002.05709); its masked form is ours.
 
@@ -148,8 +164,8 @@ def subspace_nt_xent(
         check_masks(masks, z0)
         check_subspace(subspace, len(z0), len(masks), z0.device)
         subspace = repeat(subspace, "n -> (view n)", view=2)
-    sample = repeat(torch.arange(len(z0), device=z0.device), "n -> (view n)", view=2)
-    losses = subspace_sup_con(torch.cat([z0, z1]), sample, masks, temperature, subspace, reduction, backend)
+    z, sample = torch.cat([z0, z1]), repeat(torch.arange(len(z0), device=z0.device), "n -> (view n)", view=2)
+    losses = _sup_con(z, sample, masks, temperature, subspace, reduction, gather_distributed, backend)
     return losses if reduction == "mean" else rearrange(losses, "(view n) ... -> view n ...", view=2).mean(0)
 
 
@@ -194,6 +210,19 @@ def subspace_sup_con(
         >>> subspace_sup_con(z, torch.tensor([0, 0, 0, 1, 1, 1]), torch.ones(1, 2), temperature=0.1)
         tensor(0.6932)
     """
+    return _sup_con(z, sample, masks, temperature, subspace, reduction, False, backend)
+
+
+def _sup_con(
+    z: Tensor,
+    sample: Tensor,
+    masks: Tensor,
+    temperature: float | Tensor,
+    subspace: Tensor | None,
+    reduction: Reduction,
+    gather_distributed: bool,
+    backend: Backend,
+) -> Tensor:
     check_choice("reduction", reduction, ("mean", "none"))
     check_temperature(temperature)
     check_embedding("z", z)
@@ -201,9 +230,13 @@ def subspace_sup_con(
     check_masks(masks, z)
     if subspace is not None:
         check_subspace(subspace, len(z), len(masks), z.device)
-    inputs = (z, None, *_scales(z, masks, temperature), sample, None, subspace, False, backend)
+    inputs = (z, None, *_scales(z, masks, temperature), sample, None, subspace, False)
+    distributed = ops.ranks(gather_distributed) > 1
     with no_autocast(z):
-        return ops.contrast_mean(*inputs) if reduction == "mean" else ops.contrast(*inputs)[0]
+        if reduction == "mean" and not distributed:
+            return ops.contrast_mean(*inputs, backend)
+        losses, _ = ops.contrast(*inputs, distributed, backend)
+        return over_ranks(losses.mean(), len(z), gather_distributed) if reduction == "mean" else losses
 
 
 def check_temperature(temperature: float | Tensor) -> None:

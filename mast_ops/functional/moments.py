@@ -1,5 +1,7 @@
 """Batch statistics inside every subspace, all K from one set computed once."""
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -12,7 +14,7 @@ from mast_ops.ops import Backend
 _BATCH_NORM_EPS = 1e-5  # Barlow Twins standardises with torch's batch norm
 
 
-def subspace_variance(z: Tensor, masks: Tensor, eps: float = 1e-4) -> Tensor:
+def subspace_variance(z: Tensor, masks: Tensor, eps: float = 1e-4, gather_distributed: bool = False) -> Tensor:
     """VICReg's variance hinge inside every subspace: ``mean_d relu(1 - sqrt(m_kd^2 var(z_d) + eps))``.
 
     Exactly the hinge of the masked embedding ``z * m_k``, from one variance of z. A mask of ones gives
@@ -22,6 +24,9 @@ def subspace_variance(z: Tensor, masks: Tensor, eps: float = 1e-4) -> Tensor:
         z: Embedding, (N, D), floating point, N >= 2.
         masks: One mask per subspace, (K, D).
         eps: Under the square root, so that a collapsed dimension has a gradient; VICReg's default.
+        gather_distributed: Whether the batch is that of all ranks. Their statistics are reduced, not gathered: what is
+            sent does not grow with N. Every rank gets the same value; for gradients see
+            :class:`mast_ops.losses.SubspaceLoss`.
 
     Returns:
         (K,). float32 for half-precision input, else the dtype of ``z``.
@@ -39,13 +44,15 @@ def subspace_variance(z: Tensor, masks: Tensor, eps: float = 1e-4) -> Tensor:
         tensor([0.9900, 0.4950, 0.4950])
     """
     check_positive("eps", eps)
-    _check_moments(z, masks)
+    distributed = _check_moments(z, masks, gather_distributed)
     with no_autocast(z):
         z, masks = widen(z, masks)
-        return _hinge(z.var(dim=0), masks, eps)
+        return _hinge(_statistics(z, distributed).variance, masks, eps)
 
 
-def subspace_covariance(z: Tensor, masks: Tensor, backend: Backend = "auto") -> Tensor:
+def subspace_covariance(
+    z: Tensor, masks: Tensor, gather_distributed: bool = False, backend: Backend = "auto"
+) -> Tensor:
     """VICReg's covariance term inside every subspace: ``sum_{i != j} (m_ki m_kj C_ij)^2 / D``.
 
     Exactly the term of the masked embedding ``z * m_k``, from one covariance matrix C.
@@ -53,6 +60,7 @@ def subspace_covariance(z: Tensor, masks: Tensor, backend: Backend = "auto") -> 
     Args:
         z: Embedding, (N, D), floating point, N >= 2.
         masks: One mask per subspace, (K, D).
+        gather_distributed: Whether the batch is that of all ranks, as in :func:`subspace_variance`.
         backend: What computes it, see :data:`mast_ops.ops.Backend`. C is never held whole, but by ``"eager"`` and
             ``"compile"``.
 
@@ -72,19 +80,22 @@ def subspace_covariance(z: Tensor, masks: Tensor, backend: Backend = "auto") -> 
         >>> subspace_covariance(z, torch.tensor([[1.0, 0.0], [1.0, 1.0]]))
         tensor([0., 4.])
     """
-    _check_moments(z, masks)
+    distributed = _check_moments(z, masks, gather_distributed)
     with no_autocast(z):
         z, masks = widen(z, masks)
-        return _covariance(z - z.mean(dim=0), masks, backend)
+        return _covariance(_statistics(z, distributed), masks, distributed, backend)
 
 
-def subspace_moments(z: Tensor, masks: Tensor, eps: float = 1e-4, backend: Backend = "auto") -> tuple[Tensor, Tensor]:
+def subspace_moments(
+    z: Tensor, masks: Tensor, eps: float = 1e-4, gather_distributed: bool = False, backend: Backend = "auto"
+) -> tuple[Tensor, Tensor]:
     """Both VICReg terms inside every subspace from one set of batch statistics.
 
     Args:
         z: Embedding, (N, D), floating point, N >= 2.
         masks: One mask per subspace, (K, D).
         eps: Of :func:`subspace_variance`.
+        gather_distributed: Whether the batch is that of all ranks, as in :func:`subspace_variance`.
         backend: Of :func:`subspace_covariance`.
 
     Returns:
@@ -102,16 +113,20 @@ def subspace_moments(z: Tensor, masks: Tensor, eps: float = 1e-4, backend: Backe
         (tensor([0.4950, 0.0000]), tensor([0., 4.]))
     """
     check_positive("eps", eps)
-    _check_moments(z, masks)
+    distributed = _check_moments(z, masks, gather_distributed)
     with no_autocast(z):
         z, masks = widen(z, masks)
-        centred = z - z.mean(dim=0)
-        variance = centred.square().sum(dim=0) / (len(z) - 1)
-        return _hinge(variance, masks, eps), _covariance(centred, masks, backend)
+        statistics = _statistics(z, distributed)
+        return _hinge(statistics.variance, masks, eps), _covariance(statistics, masks, distributed, backend)
 
 
 def subspace_barlow_twins(
-    z0: Tensor, z1: Tensor, masks: Tensor, subspace: Tensor | None = None, backend: Backend = "auto"
+    z0: Tensor,
+    z1: Tensor,
+    masks: Tensor,
+    subspace: Tensor | None = None,
+    gather_distributed: bool = False,
+    backend: Backend = "auto",
 ) -> tuple[Tensor, Tensor]:
     """Barlow Twins' two terms inside every subspace, from one cross-correlation matrix C.
 
@@ -125,6 +140,7 @@ def subspace_barlow_twins(
         subspace: (N,) int64. With it, the invariance of subspace k looks only at its own samples'
             correlations (standardised over the whole batch) and counts by their share of the batch, so that
             an absent subspace counts nothing. Redundancy has no pairs and uses the whole batch either way.
+        gather_distributed: Whether the batch is that of all ranks, as in :func:`subspace_variance`.
         backend: Of :func:`subspace_covariance`.
 
     Returns:
@@ -146,26 +162,58 @@ def subspace_barlow_twins(
         (tensor([0., 0.]), tensor([2., 0.]))
     """
     check_pairs(z0, z1, masks, subspace)
-    check_min_samples(z0.shape[0], 2, "a standard deviation over the batch needs two")
-    num_samples, num_subspaces = z0.shape[0], masks.shape[0]
+    distributed = ops.ranks(gather_distributed) > 1
+    if not distributed:
+        check_min_samples(z0.shape[0], 2, "a standard deviation over the batch needs two")
+    num_subspaces = masks.shape[0]
     with no_autocast(z0):
         z0, z1, masks = widen(z0, z1, masks)
-        z0, z1 = _standardise(z0), _standardise(z1)
+        (z0, num_samples), (z1, _) = _standardise(z0, distributed), _standardise(z1, distributed)
         squared = masks.square()
-        redundancy = ops.off_diagonal(z0, z1 / num_samples, squared, backend)
+        redundancy = ops.off_diagonal(z0, z1 / num_samples, squared, distributed, backend)
         if subspace is None:
-            return squared @ ((z0 * z1).mean(dim=0) - 1).square(), redundancy
+            diagonal = _total((z0 * z1).sum(dim=0), distributed) / num_samples
+            return squared @ (diagonal - 1).square(), redundancy
         member = select_rows(torch.eye(num_subspaces, dtype=z0.dtype, device=z0.device), subspace)
-        count = member.sum(dim=0)
-        diagonal = member.T @ (z0 * z1) / count.clamp_min(1)[:, None]
+        count = _total(member.sum(dim=0), distributed)
+        diagonal = _total(member.T @ (z0 * z1), distributed) / count.clamp_min(1)[:, None]
         invariance = (squared * (diagonal - 1).square()).sum(dim=1)
         return invariance * count * (num_subspaces / num_samples), redundancy
 
 
-def _check_moments(z: Tensor, masks: Tensor) -> None:
+class _Statistics(NamedTuple):
+    """Of a batch: samples less their mean (this rank's), (N, D); variance, (D,); the number of samples of all ranks."""
+
+    centred: Tensor
+    variance: Tensor
+    num_samples: Tensor | int
+
+
+def _check_moments(z: Tensor, masks: Tensor, gather_distributed: bool) -> bool:
+    """Whether other ranks take part; every one of them then brings a sample."""
     check_embedding("z", z)
     check_masks(masks, z)
-    check_min_samples(z.shape[0], 2, "a variance over the batch needs two", name="z")
+    distributed = ops.ranks(gather_distributed) > 1
+    if not distributed:
+        check_min_samples(z.shape[0], 2, "a variance over the batch needs two", name="z")
+    return distributed
+
+
+def _total(x: Tensor, distributed: bool) -> Tensor:
+    return ops.all_reduce(x) if distributed else x
+
+
+def _statistics(z: Tensor, distributed: bool, correction: int = 1) -> _Statistics:
+    """In two passes, the mean first: a difference of sums of squares would cancel."""
+    num_samples: Tensor | int = len(z)
+    mean = z.mean(dim=0)
+    if distributed:
+        totals = ops.all_reduce(torch.cat([z.sum(dim=0), z.new_full((1,), len(z))]))
+        num_samples = totals[-1]
+        mean = totals[:-1] / num_samples
+    centred = z - mean
+    variance = _total(centred.square().sum(dim=0), distributed) / (num_samples - correction)
+    return _Statistics(centred, variance, num_samples)
 
 
 def _hinge(variance: Tensor, masks: Tensor, eps: float) -> Tensor:
@@ -174,11 +222,11 @@ def _hinge(variance: Tensor, masks: Tensor, eps: float) -> Tensor:
     return (hinge + 0 * masks).mean(dim=1)
 
 
-def _covariance(centred: Tensor, masks: Tensor, backend: Backend) -> Tensor:
-    num_samples, dim = centred.shape
-    return ops.off_diagonal(centred * (num_samples - 1) ** -0.5, None, masks.square(), backend) / dim
+def _covariance(statistics: _Statistics, masks: Tensor, distributed: bool, backend: Backend) -> Tensor:
+    scaled = statistics.centred * (statistics.num_samples - 1) ** -0.5
+    return ops.off_diagonal(scaled, None, masks.square(), distributed, backend) / scaled.shape[1]
 
 
-def _standardise(z: Tensor) -> Tensor:
-    variance, mean = torch.var_mean(z, dim=0, correction=0)
-    return (z - mean) * (variance + _BATCH_NORM_EPS).rsqrt()
+def _standardise(z: Tensor, distributed: bool) -> tuple[Tensor, Tensor | int]:
+    centred, variance, num_samples = _statistics(z, distributed, correction=0)
+    return centred * (variance + _BATCH_NORM_EPS).rsqrt(), num_samples

@@ -22,6 +22,7 @@ def masked_distance(
     masks: Tensor,
     subspace: Tensor | None = None,
     reduction: Reduction = "none",
+    gather_distributed: bool = False,
     backend: Backend = "auto",
 ) -> Tensor:
     r"""Squared distance of every pair inside every subspace: ``d_ik = sum_d (m_kd (z0_id - z1_id))^2``.
@@ -36,6 +37,8 @@ def masked_distance(
             of one subspace.
         reduction: ``"none"``, or ``"mean"`` over samples and subspaces: then samples are summed before masks
             act, and all K cost no more than one.
+        gather_distributed: Whether the mean is over the samples of all ranks; see
+            :class:`mast_ops.losses.SubspaceLoss`.
         backend: What computes it, see :data:`mast_ops.ops.Backend`.
 
     Returns:
@@ -64,7 +67,8 @@ def masked_distance(
     with no_autocast(z0):
         squared = masks.to(wide(z0.dtype)).square()
         if reduction == "mean":
-            return mean_gap(z0, z1, squared, None, None, subspace, backend)
+            mean = mean_gap(z0, z1, squared, None, None, subspace, backend)
+            return over_ranks(mean, len(z0), gather_distributed)
         return ops.distance(z0, z1, squared, subspace=subspace, backend=backend)
 
 
@@ -74,6 +78,8 @@ def masked_cosine_similarity(
     masks: Tensor,
     subspace: Tensor | None = None,
     eps: float = COSINE_EPS,
+    reduction: Reduction = "none",
+    gather_distributed: bool = False,
     backend: Backend = "auto",
 ) -> Tensor:
     """Cosine similarity of ``m_k * z0_i`` and ``m_k * z1_i`` for every pair and subspace.
@@ -85,10 +91,14 @@ def masked_cosine_similarity(
         subspace: (N,) int64. With it, sample i is compared in subspace ``subspace[i]`` alone.
         eps: Each norm counts as at least this, so that a zero mask or embedding gives 0 with a zero
             gradient; 1e-8 is the default of ``torch.nn.functional.cosine_similarity``.
+        reduction: ``"none"``, or ``"mean"`` over samples and subspaces.
+        gather_distributed: Whether the mean is over the samples of all ranks; see
+            :class:`mast_ops.losses.SubspaceLoss`.
         backend: What computes it, see :data:`mast_ops.ops.Backend`.
 
     Returns:
-        (N, K), or (N,) with ``subspace``. float32 for half-precision input, else the dtype of ``z0``.
+        ``"none"``: (N, K), or (N,) with ``subspace``. ``"mean"``: a scalar. float32 for half-precision input, else
+        the dtype of ``z0``.
 
     Raises:
         ValueError, TypeError: As for :func:`masked_distance`, or ``eps`` is not positive.
@@ -103,9 +113,11 @@ def masked_cosine_similarity(
         tensor([[ 1., -1.]])
     """
     check_positive("eps", eps)
+    check_choice("reduction", reduction, ("mean", "none"))
     check_pairs(z0, z1, masks, subspace)
     with no_autocast(z0):
-        return pooled_cosine(z0, z1, masks.to(wide(z0.dtype)).square(), subspace, eps, backend)
+        cosine = pooled_cosine(z0, z1, masks.to(wide(z0.dtype)).square(), subspace, eps, backend)
+        return cosine if reduction == "none" else over_ranks(cosine.mean(), len(z0), gather_distributed)
 
 
 def check_pairs(z0: Tensor, z1: Tensor, masks: Tensor, subspace: Tensor | None) -> None:
@@ -113,6 +125,11 @@ def check_pairs(z0: Tensor, z1: Tensor, masks: Tensor, subspace: Tensor | None) 
     check_masks(masks, z0)
     if subspace is not None:
         check_subspace(subspace, z0.shape[0], masks.shape[0], z0.device)
+
+
+def over_ranks(mean: Tensor, num_samples: int, gather_distributed: bool) -> Tensor:
+    """A mean over this rank's samples as it is, or over those of all ranks."""
+    return ops.mean_over_ranks(mean, num_samples) if ops.ranks(gather_distributed) > 1 else mean
 
 
 def mean_gap(

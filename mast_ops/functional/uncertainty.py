@@ -8,7 +8,15 @@ from torch import Tensor
 from mast_ops import ops
 from mast_ops._checks import check_alike, check_choice, check_log_variance
 from mast_ops._precision import no_autocast, wide, widen
-from mast_ops.functional.pairs import COSINE_EPS, Reduction, check_pairs, mean_gap, pooled_cosine, select_rows
+from mast_ops.functional.pairs import (
+    COSINE_EPS,
+    Reduction,
+    check_pairs,
+    mean_gap,
+    over_ranks,
+    pooled_cosine,
+    select_rows,
+)
 from mast_ops.ops import Backend
 
 Distance = Literal["squared", "cosine"]
@@ -53,6 +61,7 @@ def uncertainty_invariance(
     granularity: Granularity | None = None,
     normalize: bool = False,
     reduction: Reduction = "none",
+    gather_distributed: bool = False,
     backend: Backend = "auto",
 ) -> Tensor:
     """Masked invariance of every pair, reweighted by the pair's predicted variance.
@@ -85,6 +94,8 @@ def uncertainty_invariance(
         normalize: Whether the weights of each column of ``log_variance`` are scaled to a mean of 1 over the batch.
         reduction: ``"none"``, or ``"mean"`` over samples and subspaces. A mean of squared distances with no variance,
             or one per dimension, sums over samples before masks act, and costs no more for K than for 1.
+        gather_distributed: Whether the mean, and that of the weights with ``normalize``, is over the samples of all
+            ranks; see :class:`mast_ops.losses.SubspaceLoss`.
         backend: What computes it, see :data:`mast_ops.ops.Backend`.
 
     Returns:
@@ -125,10 +136,15 @@ def uncertainty_invariance(
         scale = None
         if log_variance is not None:
             (log_variance,) = widen(log_variance)
-            scale = _harmonic_mean(log_variance) if normalize else torch.full_like(log_variance[:1], 0.5)
+            scale = (
+                _harmonic_mean(log_variance, gather_distributed)
+                if normalize
+                else torch.full_like(log_variance[:1], 0.5)
+            )
         if distance == "squared" and granularity in (None, "dimension"):
             if reduction == "mean":
-                return mean_gap(z0, z1, squared, log_variance, scale, subspace, backend) / z0.shape[1]
+                mean = mean_gap(z0, z1, squared, log_variance, scale, subspace, backend) / z0.shape[1]
+                return over_ranks(mean, len(z0), gather_distributed)
             return ops.distance(z0, z1, squared, log_variance, scale, subspace, backend) / z0.shape[1]
         gap = _gap(z0, z1, squared, subspace, distance, backend)
         if log_variance is not None and scale is not None:
@@ -139,12 +155,18 @@ def uncertainty_invariance(
             if distance == "squared":
                 price = price * _mass(squared, subspace)
             gap = gap * weight + price
-        return gap.mean() if reduction == "mean" else gap
+        if reduction == "none":
+            return gap
+        return over_ranks(gap.mean(), len(z0), gather_distributed)
 
 
-def _harmonic_mean(log_variance: Tensor) -> Tensor:
+def _harmonic_mean(log_variance: Tensor, gather_distributed: bool) -> Tensor:
     """Of the variances in each column, over the batch, as a constant: ``1 / mean(1 / v)``, (1, columns)."""
-    return torch.exp(-log_variance.detach()).mean(dim=0, keepdim=True).reciprocal()
+    precision = torch.exp(-log_variance.detach())
+    if ops.ranks(gather_distributed) == 1:
+        return precision.mean(dim=0, keepdim=True).reciprocal()
+    total = ops.all_reduce(torch.cat([precision.sum(dim=0), precision.new_full((1,), len(precision))]))
+    return (total[-1] / total[:-1])[None]
 
 
 def _gap(

@@ -6,6 +6,7 @@ from typing import Literal, NamedTuple, overload
 import torch
 from torch import Tensor, nn
 
+from mast_ops import ops
 from mast_ops._checks import check_alike
 from mast_ops.functional import combine_log_variance
 from mast_ops.functional.pairs import check_pairs
@@ -38,11 +39,20 @@ class SubspaceLoss(nn.Module, ABC):
       pair counts in all K subspaces.
     - Returns a scalar, float32 for half-precision input; with ``return_components`` also a dictionary of
       the terms, unweighted and detached, for logging.
+
+    With ``gather_distributed=True`` the loss is that of the batches of all ranks of torch.distributed's default
+    process group put together, the same value on every rank, and the gradients that DDP or FSDP average over ranks
+    are that loss's own. Ranks may have different numbers of samples, but each at least one, and all of them must
+    call the loss. Candidates of contrastive losses go round a ring, statistics are summed: neither is gathered, so
+    that memory does not grow with the number of ranks. Without a process group there is one rank. Masks must be alike
+    on all ranks, as parameters under DDP and FSDP are.
     """
 
-    def __init__(self, backend: Backend = "auto") -> None:
+    def __init__(self, gather_distributed: bool = False, backend: Backend = "auto") -> None:
         super().__init__()
         check_backend(backend)
+        ops.ranks(gather_distributed)
+        self.gather_distributed = gather_distributed
         self.backend: Backend = backend
 
     @abstractmethod

@@ -14,6 +14,7 @@ class SubspaceBarlowTwinsLoss(SubspaceLoss):
 
     Args:
         lambda_param: Weight of the redundancy; 5e-3 as in the paper and lightly.
+        gather_distributed: Whether the batch is that of all ranks, see :class:`mast_ops.losses.SubspaceLoss`.
         backend: What computes it, see :data:`mast_ops.ops.Backend`.
 
     Raises:
@@ -30,12 +31,14 @@ class SubspaceBarlowTwinsLoss(SubspaceLoss):
         tensor(0.0100)
     """
 
-    def __init__(self, lambda_param: float = 5e-3, backend: Backend = "auto") -> None:
-        super().__init__(backend)
+    def __init__(self, lambda_param: float = 5e-3, gather_distributed: bool = False, backend: Backend = "auto") -> None:
+        super().__init__(gather_distributed, backend)
         check_non_negative("lambda_param", lambda_param)
         self.lambda_param = lambda_param
 
     @override
     def terms(self, pair: Pair, subspace: Tensor | None) -> dict[str, tuple[float, Tensor]]:
-        invariance, redundancy = subspace_barlow_twins(pair.z0, pair.z1, pair.masks, subspace, self.backend)
+        invariance, redundancy = subspace_barlow_twins(
+            pair.z0, pair.z1, pair.masks, subspace, self.gather_distributed, self.backend
+        )
         return {"invariance": (1.0, invariance.mean()), "redundancy": (self.lambda_param, redundancy.mean())}

@@ -16,6 +16,7 @@ class SubspaceCosineLoss(SubspaceLoss):
 
     Args:
         eps: Each norm counts as at least this; 1e-8 as in lightly.
+        gather_distributed: Whether the batch is that of all ranks, see :class:`mast_ops.losses.SubspaceLoss`.
         backend: What computes it, see :data:`mast_ops.ops.Backend`.
 
     Raises:
@@ -31,12 +32,14 @@ class SubspaceCosineLoss(SubspaceLoss):
         tensor(-1.)
     """
 
-    def __init__(self, eps: float = 1e-8, backend: Backend = "auto") -> None:
-        super().__init__(backend)
+    def __init__(self, eps: float = 1e-8, gather_distributed: bool = False, backend: Backend = "auto") -> None:
+        super().__init__(gather_distributed, backend)
         check_positive("eps", eps)
         self.eps = eps
 
     @override
     def terms(self, pair: Pair, subspace: Tensor | None) -> dict[str, tuple[float, Tensor]]:
-        similarity = masked_cosine_similarity(pair.z0, pair.z1, pair.masks, subspace, self.eps, self.backend)
-        return {"negative_cosine": (1.0, -similarity.mean())}
+        similarity = masked_cosine_similarity(
+            pair.z0, pair.z1, pair.masks, subspace, self.eps, "mean", self.gather_distributed, self.backend
+        )
+        return {"negative_cosine": (1.0, -similarity)}

@@ -14,6 +14,7 @@ class SubspaceNTXentLoss(SubspaceLoss):
 
     Args:
         temperature: Divides the cosines; 0.5 as in lightly. An ``nn.Parameter`` of one element is learned.
+        gather_distributed: Whether the batch is that of all ranks, see :class:`mast_ops.losses.SubspaceLoss`.
         backend: What computes it, see :data:`mast_ops.ops.Backend`.
 
     Raises:
@@ -30,14 +31,16 @@ class SubspaceNTXentLoss(SubspaceLoss):
         tensor(0.0003)
     """
 
-    def __init__(self, temperature: float | Tensor = 0.5, backend: Backend = "auto") -> None:
-        super().__init__(backend)
+    def __init__(
+        self, temperature: float | Tensor = 0.5, gather_distributed: bool = False, backend: Backend = "auto"
+    ) -> None:
+        super().__init__(gather_distributed, backend)
         check_temperature(temperature)
         self.temperature = temperature
 
     @override
     def terms(self, pair: Pair, subspace: Tensor | None) -> dict[str, tuple[float, Tensor]]:
         loss = subspace_nt_xent(
-            pair.z0, pair.z1, pair.masks, self.temperature, subspace, reduction="mean", backend=self.backend
+            pair.z0, pair.z1, pair.masks, self.temperature, subspace, "mean", self.gather_distributed, self.backend
         )
         return {"nt_xent": (1.0, loss)}

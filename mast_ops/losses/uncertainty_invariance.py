@@ -25,6 +25,7 @@ class UncertaintyInvarianceLoss(SubspaceLoss):
             ``"dimension"``. By default told from their number; needed only where K == D.
         normalize: Scale the weights of the pairs to a mean of 1 over the batch; by default the bare likelihood.
             Worth it beside terms that are weighted against a mean-squared error, as in VICReg.
+        gather_distributed: Whether the batch is that of all ranks, see :class:`mast_ops.losses.SubspaceLoss`.
         backend: What computes it, see :data:`mast_ops.ops.Backend`.
 
     Raises:
@@ -45,9 +46,10 @@ class UncertaintyInvarianceLoss(SubspaceLoss):
         distance: Distance = "squared",
         granularity: Granularity | None = None,
         normalize: bool = False,
+        gather_distributed: bool = False,
         backend: Backend = "auto",
     ) -> None:
-        super().__init__(backend)
+        super().__init__(gather_distributed, backend)
         check_choice("distance", distance, DISTANCES)
         if granularity is not None:
             check_choice("granularity", granularity, GRANULARITIES)
@@ -56,6 +58,13 @@ class UncertaintyInvarianceLoss(SubspaceLoss):
     @override
     def terms(self, pair: Pair, subspace: Tensor | None) -> dict[str, tuple[float, Tensor]]:
         value = uncertainty_invariance(
-            *pair, subspace, self.distance, self.granularity, self.normalize, reduction="mean", backend=self.backend
+            *pair,
+            subspace,
+            self.distance,
+            self.granularity,
+            self.normalize,
+            "mean",
+            self.gather_distributed,
+            self.backend,
         )
         return {"invariance": (1.0, value)}

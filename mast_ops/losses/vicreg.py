@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from mast_ops import ops
 from mast_ops._checks import check_choice, check_min_samples, check_non_negative, check_positive
 from mast_ops.functional import subspace_moments, uncertainty_invariance
 from mast_ops.functional.uncertainty import Granularity
@@ -22,6 +23,7 @@ class SubspaceVICRegLoss(SubspaceLoss):
         lambda_param: Weight of the invariance; 25 as in VICReg and MAST.
         mu_param: Weight of the variance hinge; 25 likewise.
         nu_param: Weight of the covariance; 1 likewise.
+        gather_distributed: Whether the batch is that of all ranks, see :class:`mast_ops.losses.SubspaceLoss`.
         eps: Under the hinge's square root.
         scope: Where variance and covariance act: on the whole ``"embedding"`` (default: dimensions that no
             mask claims stay alive, so they can keep what the augmentations change), or inside every
@@ -53,13 +55,14 @@ class SubspaceVICRegLoss(SubspaceLoss):
         lambda_param: float = 25.0,
         mu_param: float = 25.0,
         nu_param: float = 1.0,
+        gather_distributed: bool = False,
         eps: float = 1e-4,
         scope: Scope = "embedding",
         granularity: Granularity | None = None,
         normalize: bool = True,
         backend: Backend = "auto",
     ) -> None:
-        super().__init__(backend)
+        super().__init__(gather_distributed, backend)
         for name, weight in (("lambda_param", lambda_param), ("mu_param", mu_param), ("nu_param", nu_param)):
             check_non_negative(name, weight)
         check_positive("eps", eps)
@@ -70,13 +73,21 @@ class SubspaceVICRegLoss(SubspaceLoss):
     @override
     def terms(self, pair: Pair, subspace: Tensor | None) -> dict[str, tuple[float, Tensor]]:
         z0, z1, masks, _ = pair
-        check_min_samples(z0.shape[0], 2, "a variance over the batch needs two", name="out0")
+        if ops.ranks(self.gather_distributed) == 1:
+            check_min_samples(z0.shape[0], 2, "a variance over the batch needs two", name="out0")
         invariance = uncertainty_invariance(
-            *pair, subspace, "squared", self.granularity, self.normalize, reduction="mean", backend=self.backend
+            *pair,
+            subspace,
+            "squared",
+            self.granularity,
+            self.normalize,
+            "mean",
+            self.gather_distributed,
+            self.backend,
         )
         seen = masks if self.scope == "subspace" else torch.ones_like(masks[:1])
         (variance0, covariance0), (variance1, covariance1) = (
-            subspace_moments(z, seen, self.eps, self.backend) for z in (z0, z1)
+            subspace_moments(z, seen, self.eps, self.gather_distributed, self.backend) for z in (z0, z1)
         )
         return {
             "invariance": (self.lambda_param, invariance),

@@ -74,6 +74,24 @@ def resolve(backend: Backend, operator: str, z: Tensor, held: int) -> Backend:
     return asked  # type: ignore[return-value]
 
 
+def resolve_kernels(backend: Backend, operator: str, z: Tensor, held: int) -> Backend:
+    """As :func:`resolve`, for work that no plain formula does: ``"chunked"`` or ``"triton"``.
+
+    Raises:
+        ValueError: The asked backend cannot run here, or is a plain formula.
+    """
+    resolved = resolve(backend, operator, z, held)
+    if resolved not in ("eager", "compile"):
+        return resolved
+    asked = _forced if backend == "auto" else backend
+    if asked != "auto":
+        raise ValueError(
+            f"backend: got {asked!r} with gather_distributed, wanted 'auto', 'chunked' or 'triton': "
+            "all pairs over ranks have no plain formula"
+        )
+    return "chunked"
+
+
 # Elementwise work and one small product: under the caller's own torch.compile, one pass over memory.
 _INDUCTOR_FUSES = ("pairs",)
 _SMALL = 1 << 16

@@ -8,13 +8,15 @@ from torch import Tensor
 
 from mast_ops._precision import wide
 from mast_ops.kernels.eager import contrast as eager
+from mast_ops.ops import ring
 from mast_ops.ops._library import differentiate, differentiate_once, register, without_none
-from mast_ops.ops.backend import Backend, kernels, plain, resolve
+from mast_ops.ops.backend import Backend, kernels, plain, resolve, resolve_kernels
 
 _INPUTS = (
     "Tensor z0, Tensor? z1, Tensor masks, Tensor inverse_temperature, Tensor sample0, Tensor? sample1, "
-    "Tensor? subspace, bool columns, str backend"
+    "Tensor? subspace, bool columns"
 )
+_WHERE = "bool distributed, str backend"
 
 
 def contrast(
@@ -26,18 +28,21 @@ def contrast(
     sample1: Tensor | None = None,
     subspace: Tensor | None = None,
     columns: bool = False,
+    distributed: bool = False,
     backend: Backend = "auto",
 ) -> tuple[Tensor, Tensor]:
     """Contrastive loss of every anchor, see :func:`mast_ops.kernels.eager.contrast.contrast`.
 
     ``masks`` and ``inverse_temperature`` are in the dtype that sums over ``z0`` run in. The scores are computed
-    again in the backward pass.
+    again in the backward pass. ``distributed``: against the candidates of all ranks, see
+    :mod:`mast_ops.ops.ring`; the positives are then those of the own rank.
     """
-    backend = resolve(backend, "contrast", z0, _num_scores(z0, z1, masks, subspace))
+    held = _num_scores(z0, z1, masks, subspace)
+    backend = (resolve_kernels if distributed else resolve)(backend, "contrast", z0, held)
     inputs = (z0, z1, masks, inverse_temperature, sample0, sample1, subspace, columns)
     if backend in ("eager", "compile"):
         return cast(tuple[Tensor, Tensor], plain(backend, eager.contrast)(*inputs))
-    rows, other, _, _ = _contrast(*inputs, backend)
+    rows, other, _, _ = _contrast(*inputs, distributed, backend)
     return rows, other
 
 
@@ -89,11 +94,15 @@ def _gradients(z0: Tensor, z1: Tensor | None, masks: Tensor, inverse_temperature
 
 
 def _run(*args: Any) -> tuple[Tensor, ...]:
-    return cast(tuple[Tensor, ...], kernels(args[-1], "contrast").forward(*args[:-1]))
+    *inputs, distributed, backend = args
+    chosen = kernels(backend, "contrast")
+    return ring.forward(chosen, *inputs) if distributed else cast(tuple[Tensor, ...], chosen.forward(*inputs))
 
 
 def _run_backward(*args: Any) -> tuple[Tensor, ...]:
-    return without_none(kernels(args[-1], "contrast").backward(*args[:-1]), args[0])
+    *inputs, distributed, backend = args
+    chosen = kernels(backend, "contrast")
+    return without_none(ring.backward(chosen, *inputs) if distributed else chosen.backward(*inputs), args[0])
 
 
 def _run_mean(*args: Any) -> tuple[Tensor, ...]:
@@ -111,23 +120,23 @@ def _run_mean_backward(grad: Tensor, *args: Any) -> tuple[Tensor, ...]:
 
 
 _contrast = register(
-    f"contrast({_INPUTS}) -> (Tensor, Tensor, Tensor, Tensor)",
+    f"contrast({_INPUTS}, {_WHERE}) -> (Tensor, Tensor, Tensor, Tensor)",
     _run,
-    lambda z0, z1, masks, inverse_temperature, sample0, sample1, subspace, columns, backend: (
+    lambda z0, z1, masks, inverse_temperature, sample0, sample1, subspace, columns, *_: (
         *_outputs(z0, z1, masks, subspace, columns),
         *_outputs(z0, z1, masks, subspace, columns),
     ),
 )
 _contrast_backward = register(
     "contrast_backward(Tensor g_rows, Tensor g_columns, Tensor row_lse, Tensor column_lse, "
-    f"{_INPUTS}) -> (Tensor, Tensor, Tensor, Tensor)",
+    f"{_INPUTS}, {_WHERE}) -> (Tensor, Tensor, Tensor, Tensor)",
     _run_backward,
     lambda g_rows, g_columns, row_lse, column_lse, z0, z1, masks, inverse_temperature, *_: _gradients(
         z0, z1, masks, inverse_temperature
     ),
 )
 _contrast_mean = register(
-    f"contrast_mean({_INPUTS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    f"contrast_mean({_INPUTS}, str backend) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     _run_mean,
     lambda z0, z1, masks, inverse_temperature, *_: (
         z0.new_empty((), dtype=wide(z0.dtype)),
@@ -146,15 +155,16 @@ _contrast_mean_backward = register(
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    *tensors, ctx.columns, ctx.backend = inputs
+    *tensors, ctx.columns, ctx.distributed, ctx.backend = inputs
     ctx.save_for_backward(*output[2:], *tensors)
     ctx.mark_non_differentiable(*output[2:])
 
 
 def _backward(ctx: Any, g_rows: Tensor, g_columns: Tensor, *_: object) -> tuple[Tensor | None, ...]:
     row_lse, column_lse, *tensors = ctx.saved_tensors
-    grads = _contrast_backward(g_rows, g_columns, row_lse, column_lse, *tensors, ctx.columns, ctx.backend)
-    return _as_inputs(grads, tensors)
+    how = ctx.columns, ctx.distributed, ctx.backend
+    grads = _contrast_backward(g_rows, g_columns, row_lse, column_lse, *tensors, *how)
+    return *_as_inputs(grads, tensors), None
 
 
 def _save_mean(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

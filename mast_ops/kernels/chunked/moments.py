@@ -1,18 +1,19 @@
 """Second moments over the batch, a block of columns of the D x D matrix at a time; half of it where it is symmetric."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
 _BLOCK = {"cpu": 1 << 20, "cuda": 1 << 24}  # entries of the matrix in a block
+_Reduce = Callable[[Tensor], Tensor] | None  # sums over ranks, in place
 _WIDEST = 512  # of the columns in a block: with all of them there would be no lower half to leave out
 
 
-def off_diagonal(x: Tensor, y: Tensor | None, squared: Tensor) -> Tensor:
+def off_diagonal(x: Tensor, y: Tensor | None, squared: Tensor, reduce: _Reduce = None) -> Tensor:
     """See :func:`mast_ops.kernels.eager.moments.off_diagonal`."""
     value = squared.new_zeros(len(squared))
-    for rows, cols, block in _blocks(x, y):
+    for rows, cols, block in _blocks(x, y, reduce):
         energy, twice = block.square_(), cols.start if y is None else 0
         pooled = torch.addmm(
             squared[:, twice : rows.stop] @ energy[twice:], squared[:, :twice], energy[:twice], alpha=2
@@ -22,25 +23,27 @@ def off_diagonal(x: Tensor, y: Tensor | None, squared: Tensor) -> Tensor:
 
 
 def off_diagonal_backward(
-    grad: Tensor, x: Tensor, y: Tensor | None, squared: Tensor
+    grad: Tensor, x: Tensor, y: Tensor | None, squared: Tensor, reduce: _Reduce = None
 ) -> tuple[Tensor, Tensor | None, Tensor]:
-    """Gradients of x, y and squared."""
+    """Gradients of x, y and squared. Over ranks, those of the sum of all ranks' values: each of them depends on the
+    own x and y, and on a copy of squared that is the other rank's."""
     other = x if y is None else y
     g_x, g_squared = torch.zeros_like(x), torch.zeros_like(squared)
     g_other = g_x if y is None else torch.zeros_like(y)
     weighted = squared * grad[:, None]
-    for rows, cols, block in _blocks(x, y):
+    everyone = weighted if reduce is None else squared * reduce(grad.clone())[:, None]
+    for rows, cols, block in _blocks(x, y, reduce):
         mirrored = slice(0, cols.start if y is None else rows.stop)
         energy = block.square()
         g_squared[:, cols] += weighted[:, rows] @ energy
         g_squared[:, mirrored] += weighted[:, cols] @ energy[mirrored].T
-        slope = (weighted[:, rows].T @ squared[:, cols]).mul_(block).mul_(2 if y is not None else 4)
+        slope = (everyone[:, rows].T @ squared[:, cols]).mul_(block).mul_(2 if y is not None else 4)
         g_other[:, cols].addmm_(x[:, rows], slope)
         g_x[:, mirrored].addmm_(other[:, cols], slope[mirrored].T)
     return g_x, None if y is None else g_other, g_squared.mul_(2) if y is None else g_squared
 
 
-def _blocks(x: Tensor, y: Tensor | None) -> Iterator[tuple[slice, slice, Tensor]]:
+def _blocks(x: Tensor, y: Tensor | None, reduce: _Reduce) -> Iterator[tuple[slice, slice, Tensor]]:
     """(rows, cols, ``x^T y`` there without its diagonal): all rows, or those down to the diagonal's block.
 
     Where y is x, the rows above the diagonal's block stand for their mirror image too.
@@ -51,5 +54,7 @@ def _blocks(x: Tensor, y: Tensor | None) -> Iterator[tuple[slice, slice, Tensor]
         cols = slice(start, min(start + width, dim))
         rows = slice(0, cols.stop if y is None else dim)
         block = x[:, rows].T @ (x if y is None else y)[:, cols]
+        if reduce is not None:
+            block = reduce(block)
         block.diagonal(-start).mul_(0)  # not overwritten: a NaN must stay one
         yield rows, cols, block

@@ -1,0 +1,77 @@
+"""What ranks tell one another: sums with a gradient, and an agreement on shapes. One process is a world of one.
+
+Every rank that calls these must call them in the same order, as with all of torch.distributed. They run on the
+default process group.
+
+The convention of gradients is that of ``torch.distributed.nn.functional``: every rank holds the same value and calls
+``backward`` on its own copy, and the gradient is that of the sum of the copies. DDP and FSDP, which average gradients
+over ranks, so end up with the gradient of the one value.
+"""
+
+from typing import cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from mast_ops.ops._library import differentiate, register
+
+
+def ranks(gather_distributed: bool) -> int:
+    """How many processes share the batch: 1 unless asked, and where no process group was initialised.
+
+    Raises:
+        ValueError: It is asked for, and this build of PyTorch has no torch.distributed.
+    """
+    if not gather_distributed:
+        return 1
+    if not dist.is_available():
+        raise ValueError("gather_distributed: got True, wanted False: this build of PyTorch has no torch.distributed")
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def all_reduce(x: Tensor) -> Tensor:
+    """Sum over ranks, differentiable any number of times."""
+    return cast(Tensor, _all_reduce(x))
+
+
+def all_reduce_(x: Tensor) -> Tensor:
+    """Sum over ranks in place, for kernels that make gradients by hand."""
+    dist.all_reduce(x)
+    return x
+
+
+def mean_over_ranks(mean: Tensor, num_samples: int) -> Tensor:
+    """Mean over all ranks' samples, from the mean over this rank's: a scalar, the same on every rank."""
+    total, count = all_reduce(torch.stack([mean * num_samples, torch.full_like(mean, num_samples)])).unbind()
+    return total / count
+
+
+def batch_sizes(z: Tensor, masks: Tensor) -> list[int]:
+    """How many samples each rank has. The CPU waits for the device once.
+
+    Raises:
+        ValueError: Ranks disagree in D, K or dtype; every rank says so, and none is left waiting.
+    """
+    own = torch.tensor([len(z), z.shape[1], len(masks), z.element_size()], device=z.device)
+    everyone = own.new_empty(dist.get_world_size(), len(own))
+    dist.all_gather(list(everyone.unbind()), own)
+    table = everyone.tolist()
+    rank = dist.get_rank()
+    for other, row in enumerate(table):
+        for what, got, wanted in zip(("D", "K", "bytes an element"), table[rank][1:], row[1:], strict=True):
+            if got != wanted:
+                raise ValueError(
+                    f"gather_distributed: got {what} = {got} on rank {rank}, wanted {wanted}, that of rank {other}"
+                )
+    return [row[0] for row in table]
+
+
+def _run(x: Tensor) -> Tensor:
+    return all_reduce_(x.clone(memory_format=torch.contiguous_format))
+
+
+_all_reduce = register(
+    "all_reduce(Tensor x) -> Tensor", _run, lambda x: torch.empty_like(x, memory_format=torch.contiguous_format)
+)
+differentiate(_all_reduce, lambda ctx, inputs, output: None, lambda ctx, grad: all_reduce(grad))

@@ -1,0 +1,372 @@
+"""Several processes: each gets the loss of the whole batch, and gradients that average to that loss's own."""
+
+import os
+import time
+from functools import partial
+
+import pytest
+import torch
+import torch.distributed as dist
+from ranks import Ranks
+from torch import nn
+
+import mast_ops.functional as MF
+from benchmarks import memory
+from benchmarks.case import Inputs
+from mast_ops import (
+    MaskedSubspaceHead,
+    SubspaceBarlowTwinsLoss,
+    SubspaceCosineLoss,
+    SubspaceNTXentLoss,
+    SubspaceOutput,
+    SubspaceVICRegLoss,
+    UncertaintyInvarianceLoss,
+)
+from mast_ops.ops.ring import _Ring
+
+D, K = 5, 3
+SIZES = {2: (5, 2), 3: (4, 1, 3), 4: (2, 3, 1, 2)}  # an uneven batch for each number of ranks
+LOSSES = {
+    "nt-xent": partial(SubspaceNTXentLoss, 0.3),
+    "vicreg": SubspaceVICRegLoss,
+    "vicreg in subspaces": partial(SubspaceVICRegLoss, scope="subspace", normalize=False),
+    "barlow twins": SubspaceBarlowTwinsLoss,
+    "cosine": SubspaceCosineLoss,
+    "invariance": UncertaintyInvarianceLoss,
+    "invariance of cosines": partial(UncertaintyInvarianceLoss, distance="cosine", normalize=True),
+}
+
+
+@pytest.fixture(scope="module")
+def group():
+    """A group of the size asked for, started once."""
+    groups: dict[int, Ranks] = {}
+
+    def of(size: int) -> Ranks:
+        if size not in groups:
+            groups[size] = Ranks(size)
+        return groups[size]
+
+    yield of
+    for ranks in groups.values():
+        ranks.close()
+
+
+def batch(size: int, columns: int, dtype=torch.float64):
+    """Views, masks, log-variances, subspaces and a temperature: the same on every rank."""
+    g = torch.Generator().manual_seed(size)
+    n = sum(SIZES[size])
+
+    def normal(*shape: int):
+        return torch.randn(shape, generator=g, dtype=torch.float64).to(dtype)
+
+    z = normal(2, n, D)
+    masks = (torch.rand(K, D, generator=g, dtype=torch.float64) + 0.1).to(dtype)
+    return z, masks, normal(2, n, columns), torch.randint(K, (n,), generator=g), torch.tensor(0.4, dtype=dtype)
+
+
+def part(rank: int, size: int) -> slice:
+    start = sum(SIZES[size][:rank])
+    return slice(start, start + SIZES[size][rank])
+
+
+def value_and_gradients(function, learned):
+    learned = [x.detach().clone().requires_grad_() for x in learned]
+    value = function(*learned)
+    grads = torch.autograd.grad(value, learned, allow_unused=True)
+    return value.detach(), [torch.zeros_like(x) if g is None else g for x, g in zip(learned, grads, strict=True)]
+
+
+def assert_equal_to_one_process(results, whole, size: int, **tolerance) -> None:
+    """``results`` of ranks and ``whole`` of one process: value, and gradients, those of samples (2, N, ...)."""
+    for result in results:
+        if isinstance(result, Exception):
+            raise result
+    value, grads = whole
+    for got, _ in results:
+        torch.testing.assert_close(got, value, **tolerance)
+    for i, wanted in enumerate(grads):
+        parts = [grads_of_rank[i] for _, grads_of_rank in results]
+        # DDP averages parameters' gradients, so a rank's own share of a sample's gradient is size times as large.
+        per_sample = wanted.dim() == 3
+        got = torch.cat(parts, 1) / size if per_sample else torch.stack(parts).mean(0)
+        torch.testing.assert_close(got, wanted, **tolerance)
+
+
+def loss_of(name: str, columns: int, factorised: bool, compiled: bool, where: slice | None, size: int, backend="auto"):
+    z, masks, log_variance, subspace, _ = batch(size, columns)
+    where = where or slice(None)
+    loss = LOSSES[name](gather_distributed=where != slice(None), backend=backend)
+    run = torch.compile(loss, fullgraph=True, backend="aot_eager") if compiled else loss
+
+    def call(z, masks, log_variance):
+        views = [SubspaceOutput(a, masks, v) for a, v in zip(z, log_variance, strict=True)]
+        return run(*views, subspace=subspace[where] if factorised else None)
+
+    return value_and_gradients(call, (z[:, where], masks, log_variance[:, where]))
+
+
+def run_loss(rank: int, size: int, *args):
+    torch._dynamo.reset()
+    return loss_of(*args, part(rank, size), size)
+
+
+@pytest.mark.parametrize("size", [2, 3])
+@pytest.mark.parametrize("factorised", [False, True])
+@pytest.mark.parametrize("name", LOSSES)
+def test_losses_are_those_of_the_whole_batch(group, name, factorised, size):
+    for columns in (1, K):
+        whole = loss_of(name, columns, factorised, False, None, size, "eager")
+        results = group(size)(run_loss, size, name, columns, factorised, False)
+        assert_equal_to_one_process(results, whole, size)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_losses_under_compile(group, name):
+    whole = loss_of(name, K, True, False, None, 2, "eager")
+    assert_equal_to_one_process(group(2)(run_loss, 2, name, K, True, True), whole, 2)
+
+
+FORMS = {
+    "one way": {},
+    "both ways": {"symmetric": True},
+    "factorised": {"factorised": True},
+    "nt-xent": {"nt_xent": True},
+    "nt-xent factorised": {"nt_xent": True, "factorised": True},
+}
+
+
+def contrast_of(form: str, where: slice | None, size: int, dtype=torch.float64, backend="auto", reduction="mean"):
+    z, masks, _, subspace, temperature = batch(size, 1, dtype)
+    options = dict(FORMS[form])
+    where, gather = where or slice(None), where is not None
+    function = MF.subspace_nt_xent if options.pop("nt_xent", False) else MF.subspace_info_nce
+    own = subspace[where] if options.pop("factorised", False) else None
+
+    def call(z, masks, temperature):
+        losses = function(
+            *z, masks, temperature, own, reduction=reduction, gather_distributed=gather, backend=backend, **options
+        )
+        return losses if reduction == "mean" else (losses * torch.arange(1.0, losses.numel() + 1).view_as(losses)).sum()
+
+    return value_and_gradients(call, (z[:, where], masks, temperature))
+
+
+def run_contrast(rank: int, size: int, form: str, *args):
+    return contrast_of(form, part(rank, size), size, *args)
+
+
+@pytest.mark.parametrize("size", [2, 3, 4])
+@pytest.mark.parametrize("form", FORMS)
+def test_all_pairs_go_round_the_ring(group, form, size):
+    whole = contrast_of(form, None, size, backend="eager")
+    assert_equal_to_one_process(group(size)(run_contrast, size, form), whole, size)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_triton_kernels_go_round_too(group, form):
+    whole = contrast_of(form, None, 3, backend="eager")
+    whole = whole[0].float(), [g.float() for g in whole[1]]
+    results = group(3)(run_contrast, 3, form, torch.float32, "triton")
+    assert_equal_to_one_process(results, whole, 3, rtol=2e-4, atol=2e-5)
+
+
+def local_losses(rank: int, size: int, form: str):
+    z, masks, _, subspace, _ = batch(size, 1)
+    where = part(rank, size)
+    options = dict(FORMS[form])
+    function = MF.subspace_nt_xent if options.pop("nt_xent", False) else MF.subspace_info_nce
+    own = subspace[where] if options.pop("factorised", False) else None
+    return function(*z[:, where], masks, 0.2, own, reduction="none", gather_distributed=True, **options)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_no_reduction_gives_the_own_anchors(group, form):
+    z, masks, _, subspace, _ = batch(3, 1)
+    options = dict(FORMS[form])
+    function = MF.subspace_nt_xent if options.pop("nt_xent", False) else MF.subspace_info_nce
+    own = subspace if options.pop("factorised", False) else None
+    wanted = function(*z, masks, 0.2, own, reduction="none", backend="eager", **options)
+    torch.testing.assert_close(torch.cat(group(3)(local_losses, 3, form)), wanted)
+
+
+def upstream_of_its_own(rank: int):
+    z = torch.randn(2, 3, D, dtype=torch.float64, generator=torch.Generator().manual_seed(rank), requires_grad=True)
+    losses = MF.subspace_info_nce(*z, torch.ones(K, D).double(), 0.5, reduction="none", gather_distributed=True)
+    (losses * (rank + 1)).sum().backward()
+    return z.detach(), z.grad
+
+
+def test_every_rank_may_weigh_its_losses_as_it_likes(group):
+    views, grads = zip(*group(2)(upstream_of_its_own), strict=True)
+    z = torch.cat(views, 1).requires_grad_()
+    losses = MF.subspace_info_nce(*z, torch.ones(K, D).double(), 0.5, reduction="none", backend="eager")
+    (losses * torch.tensor([1, 1, 1, 2, 2, 2])[:, None]).sum().backward()
+    torch.testing.assert_close(torch.cat(grads, 1), z.grad)
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+@pytest.mark.parametrize("size", range(1, 12))
+def test_every_pair_of_ranks_meets_once(size, mirrored):
+    ring = object.__new__(_Ring)
+    ring.size = size
+    met = [(rank, rank) for rank in range(size)]
+    for step in ring._steps(mirrored, columns=False):
+        for rank in range(size):
+            other = (rank + step.distance) % size
+            met += [(rank, other)] + ([(other, rank)] if step.columns else [])
+    assert sorted(met) == [(a, b) for a in range(size) for b in range(size)]
+
+
+def backbone_and_head(name: str):
+    """With predicted variances only where the loss uses them: DDP waits for every parameter's gradient."""
+    torch.manual_seed(3)
+    uncertainty = "subspace" if name == "vicreg" else None
+    projector = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, D))
+    return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), MaskedSubspaceHead(projector, K, uncertainty=uncertainty)).double()
+
+
+def step(model, loss, x, subspace):
+    loss(model(x[0]), model(x[1]), subspace=subspace).backward()
+
+
+def images(size: int):
+    g = torch.Generator().manual_seed(1)
+    n = 4 * size
+    return torch.randn(2, n, 4, generator=g, dtype=torch.float64), torch.randint(K, (n,), generator=g)
+
+
+def train_parallel(rank: int, size: int, name: str, how: str):
+    x, subspace = images(size)
+    mine = slice(4 * rank, 4 * rank + 4)
+    model, loss = backbone_and_head(name), LOSSES[name](gather_distributed=True)
+    if how == "fsdp":
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import fully_shard
+
+        mesh = init_device_mesh("cpu", (size,))
+        fully_shard(model[2], mesh=mesh)
+        step(fully_shard(model, mesh=mesh), loss, x[:, mine], subspace[mine])
+        return {n: p.grad.full_tensor() for n, p in model.named_parameters()}
+    parallel = nn.parallel.DistributedDataParallel(model)
+    if how == "compiled":
+        torch._dynamo.reset()
+        parallel, loss = (torch.compile(x, backend="aot_eager") for x in (parallel, loss))
+    step(parallel, loss, x[:, mine], subspace[mine])
+    return {n: p.grad for n, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize("how", ["ddp", "compiled", "fsdp"])
+@pytest.mark.parametrize("name", ["nt-xent", "vicreg"])
+def test_parameters_get_the_gradients_of_one_process(group, name, how):
+    x, subspace = images(2)
+    model = backbone_and_head(name)
+    step(model, LOSSES[name](backend="eager"), x, subspace)
+    wanted = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+    for grads in group(2)(train_parallel, 2, name, how):
+        if isinstance(grads, Exception):
+            raise grads
+        assert {n for n, g in grads.items() if g is not None} >= set(wanted)
+        for n, grad in wanted.items():
+            torch.testing.assert_close(grads[n], grad, msg=lambda text, n=n: f"{n}: {text}")
+
+
+def bytes_on_a_rank(rank: int, size: int):
+    g = torch.Generator().manual_seed(rank)
+    n, d, k = 256, 128, 4
+    z = torch.randn(2, n, d, generator=g).requires_grad_()
+    masks = torch.rand(k, d, generator=torch.Generator().manual_seed(9)).requires_grad_()
+
+    def loss(z, masks):
+        return MF.subspace_info_nce(*z, masks, 0.1, symmetric=True, gather_distributed=True)
+
+    return memory.measure(loss, Inputs([z, masks], []))
+
+
+def test_memory_of_a_rank_does_not_grow_with_their_number(group):
+    three, four = (group(size)(bytes_on_a_rank, size)[0] for size in (3, 4))  # with two nothing waits to be next
+    view, scores = 256 * 128 * 4, 256 * 256 * 4
+    assert four["peak"] <= three["peak"] + view / 4
+    # Two blocks of scores of one subspace; packed sides, blocks that visit or arrive, and gradients are views.
+    assert four["peak"] < 2 * scores + 14 * view
+    assert four["saved"] == three["saved"] < view
+
+
+def disagree(rank: int):
+    z = torch.randn(2, 4, 5 + rank)
+    return MF.subspace_nt_xent(*z, torch.ones(2, 5 + rank), 0.5, gather_distributed=True)
+
+
+def test_ranks_that_disagree_all_say_so(group):
+    for rank, error in enumerate(group(2)(disagree)):
+        assert f"gather_distributed: got D = {5 + rank} on rank {rank}, wanted {6 - rank}" in str(error)
+
+
+def nan_on_one(rank: int, name: str):
+    z = torch.randn(2, 4, D)
+    if rank == 1:
+        z[0, 2, 1] = torch.nan
+    return LOSSES[name](gather_distributed=True)(*z, masks=torch.ones(K, D))
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_nan_on_one_rank_reaches_all(group, name):
+    assert all(torch.isnan(loss) for loss in group(2)(nan_on_one, name))
+
+
+def plain_formula(rank: int):
+    z = torch.randn(2, 4, D)
+    return MF.subspace_nt_xent(*z, torch.ones(K, D), 0.5, gather_distributed=True, backend="eager")
+
+
+def test_all_pairs_over_ranks_have_no_plain_formula(group):
+    for error in group(2)(plain_formula):
+        assert "backend: got 'eager' with gather_distributed, wanted 'auto', 'chunked' or 'triton'" in str(error)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_without_a_process_group_there_is_one_rank(name):
+    z = torch.randn(2, 4, D)
+    one, plain = (LOSSES[name](gather_distributed=asked)(*z, masks=torch.ones(K, D)) for asked in (True, False))
+    torch.testing.assert_close(one, plain)
+
+
+def test_positives_by_sample_stay_on_a_rank():
+    index = torch.arange(2)
+    with pytest.raises(ValueError, match="gather_distributed: got True beside sample0 and sample1, wanted False"):
+        MF.subspace_info_nce(
+            *torch.randn(2, 2, D), torch.ones(K, D), 0.5, sample0=index, sample1=index, gather_distributed=True
+        )
+
+
+def test_a_build_without_distributed_says_so(monkeypatch):
+    monkeypatch.setattr(dist, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="gather_distributed: got True, wanted False: this build"):
+        SubspaceVICRegLoss(gather_distributed=True)
+
+
+def lose_a_rank(rank: int, how: str, name: str):
+    if rank == 1:
+        if how == "dies":
+            os._exit(1)
+        time.sleep(30)
+    begin = time.monotonic()
+    try:
+        LOSSES[name](gather_distributed=True)(*torch.randn(2, 4, D), masks=torch.ones(K, D))
+    except Exception as error:
+        return type(error).__name__, time.monotonic() - begin
+    return "no error", 0.0
+
+
+@pytest.mark.parametrize("how", ["dies", "hangs"])
+@pytest.mark.parametrize("name", ["nt-xent", "vicreg"])
+def test_a_lost_rank_is_an_error_and_no_hang(how, name):
+    ranks = Ranks(2, timeout=3)
+    try:
+        for pipe in ranks._pipes:
+            pipe.send((lose_a_rank, (how, name)))
+        error, seconds = ranks._pipes[0].recv() if ranks._pipes[0].poll(60) else ("no answer", 60)
+    finally:
+        ranks.close()
+    assert error not in ("no error", "no answer")
+    assert seconds < 20
