@@ -112,11 +112,18 @@ def subspace_moments(
         >>> subspace_moments(torch.tensor([[1.0, 1.0], [-1.0, -1.0]]), torch.tensor([[1.0, 0.0], [1.0, 1.0]]))
         (tensor([0.4950, 0.0000]), tensor([0., 4.]))
     """
+    return moments_after(None, z, masks, eps, gather_distributed, backend)
+
+
+def moments_after(
+    before: Tensor | None, z: Tensor, masks: Tensor, eps: float, gather_distributed: bool, backend: Backend
+) -> tuple[Tensor, Tensor]:
+    """The same, with ranks told nothing before they were told ``before``: see :mod:`mast_ops.ops.collectives`."""
     check_positive("eps", eps)
     distributed = _check_moments(z, masks, gather_distributed)
     with no_autocast(z):
         z, masks = widen(z, masks)
-        statistics = _statistics(z, distributed)
+        statistics = _statistics(z, distributed, before=before)
         return _hinge(statistics.variance, masks, eps), _covariance(statistics, masks, distributed, backend)
 
 
@@ -168,15 +175,20 @@ def subspace_barlow_twins(
     num_subspaces = masks.shape[0]
     with no_autocast(z0):
         z0, z1, masks = widen(z0, z1, masks)
-        (z0, num_samples), (z1, _) = _standardise(z0, distributed), _standardise(z1, distributed)
-        squared = masks.square()
-        redundancy = ops.off_diagonal(z0, z1 / num_samples, squared, distributed, backend)
+        statistics0 = _statistics(z0, distributed, correction=0)
+        statistics1 = _statistics(z1, distributed, correction=0, before=statistics0.variance)
+        num_samples, squared = statistics0.num_samples, masks.square()
+        z0, z1 = _standardise(statistics0), _standardise(statistics1)
+        tied = _after(squared, statistics1.variance, distributed)
+        redundancy = ops.off_diagonal(z0, z1 / num_samples, tied, distributed, backend)
         if subspace is None:
-            diagonal = _total((z0 * z1).sum(dim=0), distributed) / num_samples
+            diagonal = _total((z0 * z1).sum(dim=0), distributed, before=redundancy) / num_samples
             return squared @ (diagonal - 1).square(), redundancy
         member = select_rows(torch.eye(num_subspaces, dtype=z0.dtype, device=z0.device), subspace)
-        count = _total(member.sum(dim=0), distributed)
-        diagonal = _total(member.T @ (z0 * z1), distributed) / count.clamp_min(1)[:, None]
+        totals = torch.cat([member.T @ (z0 * z1), member.sum(dim=0)[:, None]], dim=1)
+        totals = _total(totals, distributed, before=redundancy)
+        count = totals[:, -1]
+        diagonal = totals[:, :-1] / count.clamp_min(1)[:, None]
         invariance = (squared * (diagonal - 1).square()).sum(dim=1)
         return invariance * count * (num_subspaces / num_samples), redundancy
 
@@ -199,16 +211,20 @@ def _check_moments(z: Tensor, masks: Tensor, gather_distributed: bool) -> bool:
     return distributed
 
 
-def _total(x: Tensor, distributed: bool) -> Tensor:
-    return ops.all_reduce(x) if distributed else x
+def _after(x: Tensor, before: Tensor | None, distributed: bool) -> Tensor:
+    return x if before is None or not distributed else ops.after(x, before)
 
 
-def _statistics(z: Tensor, distributed: bool, correction: int = 1) -> _Statistics:
+def _total(x: Tensor, distributed: bool, before: Tensor | None = None) -> Tensor:
+    return ops.all_reduce(_after(x, before, distributed)) if distributed else x
+
+
+def _statistics(z: Tensor, distributed: bool, correction: int = 1, before: Tensor | None = None) -> _Statistics:
     """In two passes, the mean first: a difference of sums of squares would cancel."""
     num_samples: Tensor | int = len(z)
     mean = z.mean(dim=0)
     if distributed:
-        totals = ops.all_reduce(torch.cat([z.sum(dim=0), z.new_full((1,), len(z))]))
+        totals = _total(torch.cat([z.sum(dim=0), z.new_full((1,), len(z))]), distributed, before)
         num_samples = totals[-1]
         mean = totals[:-1] / num_samples
     centred = z - mean
@@ -224,9 +240,9 @@ def _hinge(variance: Tensor, masks: Tensor, eps: float) -> Tensor:
 
 def _covariance(statistics: _Statistics, masks: Tensor, distributed: bool, backend: Backend) -> Tensor:
     scaled = statistics.centred * (statistics.num_samples - 1) ** -0.5
-    return ops.off_diagonal(scaled, None, masks.square(), distributed, backend) / scaled.shape[1]
+    squared = _after(masks.square(), statistics.variance, distributed)
+    return ops.off_diagonal(scaled, None, squared, distributed, backend) / scaled.shape[1]
 
 
-def _standardise(z: Tensor, distributed: bool) -> tuple[Tensor, Tensor | int]:
-    centred, variance, num_samples = _statistics(z, distributed, correction=0)
-    return centred * (variance + _BATCH_NORM_EPS).rsqrt(), num_samples
+def _standardise(statistics: _Statistics) -> Tensor:
+    return statistics.centred * (statistics.variance + _BATCH_NORM_EPS).rsqrt()

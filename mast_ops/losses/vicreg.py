@@ -6,7 +6,8 @@ from typing_extensions import override
 
 from mast_ops import ops
 from mast_ops._checks import check_choice, check_min_samples, check_non_negative, check_positive
-from mast_ops.functional import subspace_moments, uncertainty_invariance
+from mast_ops.functional import uncertainty_invariance
+from mast_ops.functional.moments import moments_after
 from mast_ops.functional.uncertainty import Granularity
 from mast_ops.losses._base import Pair, SubspaceLoss
 from mast_ops.ops import Backend
@@ -86,9 +87,9 @@ class SubspaceVICRegLoss(SubspaceLoss):
             self.backend,
         )
         seen = masks if self.scope == "subspace" else torch.ones_like(masks[:1])
-        (variance0, covariance0), (variance1, covariance1) = (
-            subspace_moments(z, seen, self.eps, self.gather_distributed, self.backend) for z in (z0, z1)
-        )
+        rest = (seen, self.eps, self.gather_distributed, self.backend)
+        variance0, covariance0 = moments_after(invariance, z0, *rest)
+        variance1, covariance1 = moments_after(covariance0, z1, *rest)
         return {
             "invariance": (self.lambda_param, invariance),
             "variance": (self.mu_param, (variance0 + variance1).mean() / 2),

@@ -5,7 +5,7 @@ the kernels of that name.
 """
 
 from mast_ops.ops.backend import BACKENDS, Backend, check_backend
-from mast_ops.ops.collectives import all_reduce, mean_over_ranks, ranks
+from mast_ops.ops.collectives import after, all_reduce, mean_over_ranks, ranks
 from mast_ops.ops.contrast import contrast, contrast_mean
 from mast_ops.ops.moments import off_diagonal
 from mast_ops.ops.pairs import distance, gap_sums, products
@@ -13,6 +13,7 @@ from mast_ops.ops.pairs import distance, gap_sums, products
 __all__ = [
     "BACKENDS",
     "Backend",
+    "after",
     "all_reduce",
     "check_backend",
     "contrast",

@@ -1,14 +1,15 @@
 """What ranks tell one another: sums with a gradient, and an agreement on shapes. One process is a world of one.
 
-Every rank that calls these must call them in the same order, as with all of torch.distributed. They run on the
-default process group.
+Every rank must call these in the same order, as with all of torch.distributed; they run on the default process group.
+A compiler is free to swap two that do not depend on one another, and swaps them otherwise on a rank whose batch has
+another shape. So each must depend on the one before: :func:`after` says it where the data do not.
 
 The convention of gradients is that of ``torch.distributed.nn.functional``: every rank holds the same value and calls
 ``backward`` on its own copy, and the gradient is that of the sum of the copies. DDP and FSDP, which average gradients
 over ranks, so end up with the gradient of the one value.
 """
 
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -39,6 +40,11 @@ def all_reduce_(x: Tensor) -> Tensor:
     """Sum over ranks in place, for kernels that make gradients by hand."""
     dist.all_reduce(x)
     return x
+
+
+def after(x: Tensor, before: Tensor) -> Tensor:
+    """``x`` itself, once ``before`` is there; gradients come the other way round. It copies: tie small tensors."""
+    return cast(Tensor, _after(x, before))
 
 
 def mean_over_ranks(mean: Tensor, num_samples: int) -> Tensor:
@@ -72,6 +78,24 @@ def _run(x: Tensor) -> Tensor:
 
 
 _all_reduce = register(
-    "all_reduce(Tensor x) -> Tensor", _run, lambda x: torch.empty_like(x, memory_format=torch.contiguous_format)
+    "all_reduce(Tensor x) -> Tensor",
+    _run,
+    lambda x: torch.empty_like(x, memory_format=torch.contiguous_format),
 )
 differentiate(_all_reduce, lambda ctx, inputs, output: None, lambda ctx, grad: all_reduce(grad))
+
+# Operators, so that no compiler sees that they do nothing.
+_after = register("after(Tensor x, Tensor before) -> Tensor", lambda x, before: x.clone(), lambda x, before: x.clone())
+_after_backward = register(
+    "after_backward(Tensor grad, Tensor before) -> (Tensor, Tensor)",
+    lambda grad, before: (grad.clone(), torch.zeros_like(before)),
+    lambda grad, before: (grad.clone(), torch.zeros_like(before)),
+)
+
+
+def _save_before(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+    ctx.save_for_backward(inputs[1])
+
+
+differentiate(_after, _save_before, lambda ctx, grad: _after_backward(grad, *ctx.saved_tensors))
+differentiate(_after_backward, lambda ctx, inputs, output: None, lambda ctx, grad, _: (grad, None))

@@ -9,14 +9,13 @@ from torch import Tensor
 from mast_ops._precision import wide
 from mast_ops.kernels.eager import contrast as eager
 from mast_ops.ops import ring
-from mast_ops.ops._library import differentiate, differentiate_once, register, without_none
+from mast_ops.ops._library import Operator, differentiate, differentiate_once, register, without_none
 from mast_ops.ops.backend import Backend, kernels, plain, resolve, resolve_kernels
 
 _INPUTS = (
     "Tensor z0, Tensor? z1, Tensor masks, Tensor inverse_temperature, Tensor sample0, Tensor? sample1, "
-    "Tensor? subspace, bool columns"
+    "Tensor? subspace, bool columns, str backend"
 )
-_WHERE = "bool distributed, str backend"
 
 
 def contrast(
@@ -42,7 +41,7 @@ def contrast(
     inputs = (z0, z1, masks, inverse_temperature, sample0, sample1, subspace, columns)
     if backend in ("eager", "compile"):
         return cast(tuple[Tensor, Tensor], plain(backend, eager.contrast)(*inputs))
-    rows, other, _, _ = _contrast(*inputs, distributed, backend)
+    rows, other, _, _ = (_over_ranks if distributed else _contrast)(*inputs, backend)
     return rows, other
 
 
@@ -94,15 +93,19 @@ def _gradients(z0: Tensor, z1: Tensor | None, masks: Tensor, inverse_temperature
 
 
 def _run(*args: Any) -> tuple[Tensor, ...]:
-    *inputs, distributed, backend = args
-    chosen = kernels(backend, "contrast")
-    return ring.forward(chosen, *inputs) if distributed else cast(tuple[Tensor, ...], chosen.forward(*inputs))
+    return cast(tuple[Tensor, ...], kernels(args[-1], "contrast").forward(*args[:-1]))
 
 
 def _run_backward(*args: Any) -> tuple[Tensor, ...]:
-    *inputs, distributed, backend = args
-    chosen = kernels(backend, "contrast")
-    return without_none(ring.backward(chosen, *inputs) if distributed else chosen.backward(*inputs), args[0])
+    return without_none(kernels(args[-1], "contrast").backward(*args[:-1]), args[0])
+
+
+def _run_over_ranks(*args: Any) -> tuple[Tensor, ...]:
+    return ring.forward(kernels(args[-1], "contrast"), *args[:-1])
+
+
+def _run_over_ranks_backward(*args: Any) -> tuple[Tensor, ...]:
+    return without_none(ring.backward(kernels(args[-1], "contrast"), *args[:-1]), args[0])
 
 
 def _run_mean(*args: Any) -> tuple[Tensor, ...]:
@@ -119,24 +122,44 @@ def _run_mean_backward(grad: Tensor, *args: Any) -> tuple[Tensor, ...]:
     return tuple((g * grad).to(g.dtype if x is None else x.dtype) for x, g in zip(learned, grads, strict=True))
 
 
-_contrast = register(
-    f"contrast({_INPUTS}, {_WHERE}) -> (Tensor, Tensor, Tensor, Tensor)",
-    _run,
-    lambda z0, z1, masks, inverse_temperature, sample0, sample1, subspace, columns, *_: (
-        *_outputs(z0, z1, masks, subspace, columns),
-        *_outputs(z0, z1, masks, subspace, columns),
-    ),
-)
-_contrast_backward = register(
-    "contrast_backward(Tensor g_rows, Tensor g_columns, Tensor row_lse, Tensor column_lse, "
-    f"{_INPUTS}, {_WHERE}) -> (Tensor, Tensor, Tensor, Tensor)",
-    _run_backward,
-    lambda g_rows, g_columns, row_lse, column_lse, z0, z1, masks, inverse_temperature, *_: _gradients(
-        z0, z1, masks, inverse_temperature
-    ),
-)
+def _with_gradient(name: str, forward: Operator, backward: Operator) -> Operator:
+    """Losses and logsumexps as an operator whose gradient is one too."""
+    operator = register(
+        f"{name}({_INPUTS}) -> (Tensor, Tensor, Tensor, Tensor)",
+        forward,
+        lambda z0, z1, masks, inverse_temperature, sample0, sample1, subspace, columns, backend: (
+            *_outputs(z0, z1, masks, subspace, columns),
+            *_outputs(z0, z1, masks, subspace, columns),
+        ),
+    )
+    gradient = register(
+        f"{name}_backward(Tensor g_rows, Tensor g_columns, Tensor row_lse, Tensor column_lse, "
+        f"{_INPUTS}) -> (Tensor, Tensor, Tensor, Tensor)",
+        backward,
+        lambda g_rows, g_columns, row_lse, column_lse, z0, z1, masks, inverse_temperature, *_: _gradients(
+            z0, z1, masks, inverse_temperature
+        ),
+    )
+
+    def save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        *tensors, ctx.columns, ctx.backend = inputs
+        ctx.save_for_backward(*output[2:], *tensors)
+        ctx.mark_non_differentiable(*output[2:])
+
+    def pull_back(ctx: Any, g_rows: Tensor, g_columns: Tensor, *_: object) -> tuple[Tensor | None, ...]:
+        row_lse, column_lse, *tensors = ctx.saved_tensors
+        grads = gradient(g_rows, g_columns, row_lse, column_lse, *tensors, ctx.columns, ctx.backend)
+        return _as_inputs(grads, tensors)
+
+    differentiate(operator, save, pull_back)
+    differentiate_once(gradient)
+    return operator
+
+
+_contrast = _with_gradient("contrast", _run, _run_backward)
+_over_ranks = _with_gradient("contrast_over_ranks", _run_over_ranks, _run_over_ranks_backward)
 _contrast_mean = register(
-    f"contrast_mean({_INPUTS}, str backend) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    f"contrast_mean({_INPUTS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     _run_mean,
     lambda z0, z1, masks, inverse_temperature, *_: (
         z0.new_empty((), dtype=wide(z0.dtype)),
@@ -154,19 +177,6 @@ _contrast_mean_backward = register(
 )
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    *tensors, ctx.columns, ctx.distributed, ctx.backend = inputs
-    ctx.save_for_backward(*output[2:], *tensors)
-    ctx.mark_non_differentiable(*output[2:])
-
-
-def _backward(ctx: Any, g_rows: Tensor, g_columns: Tensor, *_: object) -> tuple[Tensor | None, ...]:
-    row_lse, column_lse, *tensors = ctx.saved_tensors
-    how = ctx.columns, ctx.distributed, ctx.backend
-    grads = _contrast_backward(g_rows, g_columns, row_lse, column_lse, *tensors, *how)
-    return *_as_inputs(grads, tensors), None
-
-
 def _save_mean(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     ctx.save_for_backward(*inputs[:4], *output[1:])
     ctx.mark_non_differentiable(*output[1:])
@@ -182,7 +192,5 @@ def _as_inputs(grads: tuple[Tensor, ...], tensors: Sequence[Tensor | None]) -> t
     return *cast_back, None, None, None, None, None
 
 
-differentiate(_contrast, _save, _backward)
 differentiate(_contrast_mean, _save_mean, _backward_mean)
-differentiate_once(_contrast_backward)
 differentiate_once(_contrast_mean_backward)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from mast_ops.kernels.eager import moments as eager
 from mast_ops.ops import collectives
-from mast_ops.ops._library import differentiate, differentiate_once, register, without_none
+from mast_ops.ops._library import Operator, differentiate, differentiate_once, register, without_none
 from mast_ops.ops.backend import Backend, kernels, plain, resolve
 
 
@@ -22,50 +22,47 @@ def off_diagonal(
     if backend in ("eager", "compile"):
         reduce = collectives.all_reduce if distributed else None
         return cast(Tensor, plain(backend, eager.off_diagonal)(x, y, squared, reduce))
-    return cast(Tensor, _off_diagonal(x, y, squared, distributed, backend))
+    return cast(Tensor, (_over_ranks if distributed else _off_diagonal)(x, y, squared, backend))
 
 
-def _run(*args: Any) -> Tensor:
-    *inputs, distributed, backend = args
-    return cast(Tensor, kernels(backend, "moments").off_diagonal(*inputs, _reduce(distributed)))
+def _with_gradient(name: str, reduce: Callable[[Tensor], Tensor] | None) -> Operator:
+    """The energy as an operator whose gradient is one too; ``reduce`` sums ``x^T y`` over ranks, in place."""
+
+    def run(*args: Any) -> Tensor:
+        return cast(Tensor, kernels(args[-1], "moments").off_diagonal(*args[:-1], reduce))
+
+    def run_backward(*args: Any) -> tuple[Tensor, ...]:
+        return without_none(kernels(args[-1], "moments").off_diagonal_backward(*args[:-1], reduce), args[1])
+
+    inputs = "Tensor x, Tensor? y, Tensor squared, str backend"
+    operator = register(
+        f"{name}({inputs}) -> Tensor",
+        run,
+        lambda x, y, squared, backend: squared.new_empty(len(squared)),
+    )
+    gradient = register(
+        f"{name}_backward(Tensor grad, {inputs}) -> (Tensor, Tensor, Tensor)",
+        run_backward,
+        lambda grad, x, y, squared, backend: (
+            x.new_empty(x.shape),
+            x.new_empty(0) if y is None else y.new_empty(y.shape),
+            squared.new_empty(squared.shape),
+        ),
+    )
+
+    def save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        *tensors, ctx.backend = inputs
+        ctx.save_for_backward(*tensors)
+
+    def pull_back(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        saved = ctx.saved_tensors
+        g_x, g_y, g_squared = gradient(grad, *saved, ctx.backend)
+        return g_x, None if saved[1] is None else g_y, g_squared, None
+
+    differentiate(operator, save, pull_back)
+    differentiate_once(gradient)
+    return operator
 
 
-def _run_backward(*args: Any) -> tuple[Tensor, ...]:
-    *inputs, distributed, backend = args
-    return without_none(kernels(backend, "moments").off_diagonal_backward(*inputs, _reduce(distributed)), args[1])
-
-
-def _reduce(distributed: bool) -> Callable[[Tensor], Tensor] | None:
-    return collectives.all_reduce_ if distributed else None
-
-
-_off_diagonal = register(
-    "off_diagonal(Tensor x, Tensor? y, Tensor squared, bool distributed, str backend) -> Tensor",
-    _run,
-    lambda x, y, squared, *_: squared.new_empty(len(squared)),
-)
-_off_diagonal_backward = register(
-    "off_diagonal_backward(Tensor grad, Tensor x, Tensor? y, Tensor squared, bool distributed, str backend) "
-    "-> (Tensor, Tensor, Tensor)",
-    _run_backward,
-    lambda grad, x, y, squared, *_: (
-        x.new_empty(x.shape),
-        x.new_empty(0) if y is None else y.new_empty(y.shape),
-        squared.new_empty(squared.shape),
-    ),
-)
-
-
-def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    *tensors, ctx.distributed, ctx.backend = inputs
-    ctx.save_for_backward(*tensors)
-
-
-def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    saved = ctx.saved_tensors
-    g_x, g_y, g_squared = _off_diagonal_backward(grad, *saved, ctx.distributed, ctx.backend)
-    return g_x, None if saved[1] is None else g_y, g_squared, None, None
-
-
-differentiate(_off_diagonal, _save, _backward)
-differentiate_once(_off_diagonal_backward)
+_off_diagonal = _with_gradient("off_diagonal", None)
+_over_ranks = _with_gradient("off_diagonal_over_ranks", collectives.all_reduce_)
