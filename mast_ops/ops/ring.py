@@ -16,7 +16,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from mast_ops._precision import wide
 from mast_ops.ops.collectives import batch_sizes
 
 _STRANGER = -1  # a sample id that no anchor has
@@ -43,26 +42,25 @@ def forward(
     rows, other, row_lse, column_lse = own
     ring = _Ring(z0 if z1 is None else z1, masks)
     mirrored = z1 is None and subspace is None
-    # The candidates' logsumexps so far; those of a mirrored block start anew, and join the rows' at home.
-    visitors_lse = torch.full_like(row_lse, -torch.inf) if mirrored else column_lse
+    abroad: Tensor | None = None  # the logsumexps that a block has gathered away from home
     distance = 0
     for step, block in ring.blocks(mirrored, columns):
-        visitors_lse = ring.shift(visitors_lse, distance, step.distance)
-        distance = step.distance
         strangers = sample0.new_full((len(block),), _STRANGER)
-        _, _, lse, other_lse = kernels.forward(
+        _, _, lse, met = kernels.forward(
             z0, block, masks, inverse_temperature, sample0, strangers, subspace, step.columns
         )
         row_lse = torch.logaddexp(row_lse, lse)
         if step.columns:
-            visitors_lse = torch.logaddexp(visitors_lse, other_lse)
-    visitors_lse = ring.shift(visitors_lse, distance, 0)
-    if mirrored:
-        row_lse = torch.logaddexp(row_lse, visitors_lse)
-    else:
-        other, column_lse = other + (visitors_lse - column_lse), visitors_lse
+            abroad = met if abroad is None else torch.logaddexp(ring.shift(abroad, distance, step.distance), met)
+            distance = step.distance
+    if abroad is not None:
+        abroad = ring.shift(abroad, distance, 0)
+        if mirrored:
+            row_lse = torch.logaddexp(row_lse, abroad)
+        else:
+            column_lse = torch.logaddexp(column_lse, abroad)
     # The positives are at home: what strangers add to the logsumexp they add to the loss.
-    return rows + (row_lse - own[2]), other, row_lse, column_lse
+    return rows + (row_lse - own[2]), other + (column_lse - own[3]), row_lse, column_lse
 
 
 def backward(
@@ -86,28 +84,27 @@ def backward(
     g_z0, g_z1, g_masks, g_inverse = kernels.backward(
         g_rows, g_columns, row_lse, column_lse, z0, z1, *fixed, sample1, subspace, columns
     )
-    candidates = z0 if z1 is None else z1
-    ring = _Ring(candidates, masks)
+    ring = _Ring(z0 if z1 is None else z1, masks)
     mirrored = z1 is None and subspace is None
-    # What goes with a block: its own upstream gradient, its logsumexp, and the gradient that it has gathered so far.
     home = (g_rows, row_lse) if mirrored else (g_columns, column_lse)
-    g_block = candidates.new_zeros(candidates.shape, dtype=wide(candidates.dtype)) if g_z1 is None else g_z1
     none = g_columns.new_empty(0, *g_columns.shape[1:])
+    abroad: Tensor | None = None  # the gradient that a block has gathered away from home
     distance = 0
     for step, block in ring.blocks(mirrored, columns):
-        g_block = ring.shift(g_block, distance, step.distance)
-        distance = step.distance
-        g_others, others_lse = (ring.shift(x, 0, distance) for x in home) if step.columns else (none, none)
+        g_others, others_lse = (ring.shift(x, 0, step.distance) for x in home) if step.columns else (none, none)
         strangers = sample0.new_full((len(block),), _STRANGER)
-        g_anchors, g_candidates, *g_shared = kernels.backward(
+        g_anchors, met, *g_shared = kernels.backward(
             g_rows, g_others, row_lse, others_lse, z0, block, *fixed, strangers, subspace, step.columns
         )
-        g_z0, g_block = g_z0 + g_anchors, g_block + g_candidates
-        g_masks, g_inverse = g_masks + g_shared[0], g_inverse + g_shared[1]
-    g_block = ring.shift(g_block, distance, 0)
+        g_z0, g_masks, g_inverse = g_z0 + g_anchors, g_masks + g_shared[0], g_inverse + g_shared[1]
+        abroad = met if abroad is None else ring.shift(abroad, distance, step.distance).add_(met)
+        distance = step.distance
+    if abroad is None:
+        return g_z0, g_z1, g_masks, g_inverse
+    abroad = ring.shift(abroad, distance, 0)
     if g_z1 is None:
-        return g_z0 + g_block, None, g_masks, g_inverse
-    return g_z0, g_block, g_masks, g_inverse
+        return g_z0 + abroad, None, g_masks, g_inverse
+    return g_z0, g_z1 + abroad, g_masks, g_inverse
 
 
 class _Ring:
@@ -132,7 +129,7 @@ class _Ring:
 
     def shift(self, x: Tensor, here: int, there: int) -> Tensor:
         """Rows of the rank ``there`` places further, in exchange for ``x``: those of the one ``here`` places."""
-        return x if here == there or x.numel() == 0 else self._send(x, here, there).wait()
+        return self._send(x, here, there).wait()
 
     def _steps(self, mirrored: bool, columns: bool) -> list[_Step]:
         if not mirrored:

@@ -1,4 +1,4 @@
-"""Processes that stay alive and run a test's function on every rank of a gloo group."""
+"""Processes that stay alive and run a function on every rank of a gloo group."""
 
 import datetime
 import os
