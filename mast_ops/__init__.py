@@ -10,15 +10,20 @@ from mast_ops.losses import (
     UncertaintyInvarianceLoss,
 )
 from mast_ops.masks import HardConcreteMasks, NormalizedMasks, ReLUMasks, SigmoidMasks, SoftplusMasks
+from mast_ops.metrics import subspace_metrics
+from mast_ops.optim import param_groups
 from mast_ops.output import SubspaceOutput
 from mast_ops.regularizers import MaskCoverage, MaskEntropy, MaskExpectedL0, MaskHoyer, MaskL1, MaskOverlap
+from mast_ops.schedules import CosineSchedule, LinearSchedule, Schedule
 from mast_ops.views import FactorizedViews, ViewPair
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "CosineSchedule",
     "FactorizedViews",
     "HardConcreteMasks",
+    "LinearSchedule",
     "MaskCoverage",
     "MaskEntropy",
     "MaskExpectedL0",
@@ -28,6 +33,7 @@ __all__ = [
     "MaskedSubspaceHead",
     "NormalizedMasks",
     "ReLUMasks",
+    "Schedule",
     "SigmoidMasks",
     "SoftplusMasks",
     "SubspaceBarlowTwinsLoss",
@@ -39,4 +45,6 @@ __all__ = [
     "ViewPair",
     "analysis",
     "functional",
+    "param_groups",
+    "subspace_metrics",
 ]

@@ -1,5 +1,6 @@
 """The head: any projector, K masks over its output, and optionally a predictor of uncertainty."""
 
+import copy
 import json
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -11,18 +12,19 @@ from mast_ops._checks import check_choice, check_embedding, check_names
 from mast_ops._precision import no_autocast
 from mast_ops._widths import infer_width
 from mast_ops.functional.uncertainty import GRANULARITIES, Granularity
-from mast_ops.masks import MaskParameterization, make_masks
+from mast_ops.masks import MaskParameterization, describe_masks, make_masks
 from mast_ops.output import SubspaceOutput
 
 _MAX_LOG_VARIANCE = 8.0
+_LONGEST_STATE = 1 << 20  # bytes
 
 
 class MaskedSubspaceHead(nn.Module):
     """A projector with K learnable masks over its D output dimensions, one per augmentation.
 
-    Works under DDP, ``torch.compile``, ``torch.export``, autocast and ``copy.deepcopy`` (BYOL's target). The
-    ``state_dict`` carries the names of the subspaces, and a head with other subspaces refuses it before
-    anything is loaded.
+    Works under DDP, FSDP, ``torch.compile``, ``torch.export``, autocast and ``copy.deepcopy`` (BYOL's target). The
+    ``state_dict`` carries the names of the subspaces and what turns weights into masks, and a head that differs in
+    them refuses it before anything is loaded; :meth:`with_subspaces` goes from one set of subspaces to another.
 
     Args:
         projector: Maps backbone features to an (N, D) embedding.
@@ -81,13 +83,14 @@ class MaskedSubspaceHead(nn.Module):
         dim = _width("output", output_dim, projector)
         self.projector = projector
         self.masks = make_masks(masks, len(self.subspaces), dim)
+        self.granularity = uncertainty
         self.uncertainty: nn.Linear | None = None
         if uncertainty is not None:
             widths = {"sample": 1, "subspace": len(self.subspaces), "dimension": dim}
             self.uncertainty = nn.Linear(_width("input", input_dim, projector), widths[uncertainty])
             nn.init.zeros_(self.uncertainty.weight)
             nn.init.zeros_(self.uncertainty.bias)
-        self.register_load_state_dict_pre_hook(_refuse_other_subspaces)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_pre_hook(_refuse_another_head)  # type: ignore[no-untyped-call]
 
     def forward(self, h: Tensor) -> SubspaceOutput:
         if self.uncertainty is not None and (h.dim() != 2 or h.shape[1] != self.uncertainty.in_features):
@@ -101,12 +104,10 @@ class MaskedSubspaceHead(nn.Module):
         return SubspaceOutput(embedding, self.masks(), self._log_variance(h))
 
     def _log_variance(self, h: Tensor) -> Tensor | None:
-        """A tanh bounds it: identical views would otherwise push the likelihood to minus infinity."""
         if self.uncertainty is None:
             return None
         with no_autocast(h):
-            raw: Tensor = self.uncertainty(h.detach().to(self.uncertainty.weight.dtype))
-            return _MAX_LOG_VARIANCE * torch.tanh(raw / _MAX_LOG_VARIANCE)
+            return bound_log_variance(self.uncertainty(h.detach().to(self.uncertainty.weight.dtype)))
 
     def subspace_index(self, subspace: str | int) -> int:
         """Index of a subspace, by name or by index.
@@ -142,12 +143,55 @@ class MaskedSubspaceHead(nn.Module):
         masks: Tensor = self.masks()
         return embedding * masks[index]
 
+    def with_subspaces(self, subspaces: Sequence[str], new: Sequence[str] = ()) -> "MaskedSubspaceHead":
+        """A copy of this head with another set of subspaces, by name: for fine-tuning on other augmentations.
+
+        Masks, and predicted uncertainty per subspace, go with their names; the projector is copied too.
+
+        Args:
+            subspaces: The names of the new head's subspaces, in order.
+            new: Those of them that this head does not have, which start as in a fresh head. Named again, so that a
+                misspelled name is not a new subspace.
+
+        Raises:
+            ValueError: No or repeated names, a name that is neither here nor in ``new``, or one in both.
+
+        Example:
+            >>> from torch import nn
+            >>> from mast_ops import MaskedSubspaceHead
+            >>> head = MaskedSubspaceHead(nn.Linear(4, 8), subspaces=["crop", "color", "blur"])
+            >>> fewer = head.with_subspaces(["color", "crop"])
+            >>> bool((fewer.masks()[0] == head.masks()[1]).all())
+            True
+            >>> head.with_subspaces(["crop", "noise"], new=["noise"]).subspaces
+            ('crop', 'noise')
+        """
+        names = _subspace_names(subspaces)
+        for name in new:
+            if name in self.subspaces or name not in names:
+                wanted = "a name that the head does not have" if name in self.subspaces else "one of subspaces"
+                raise ValueError(f"new: got {name!r}, wanted {wanted}")
+        rows = [None if name in new else self.subspace_index(name) for name in names]
+        head = copy.deepcopy(self)
+        head.subspaces = names
+        head.masks = self.masks.select(rows)
+        if self.uncertainty is not None and head.uncertainty is not None and self.granularity == "subspace":
+            kept = [(i, row) for i, row in enumerate(rows) if row is not None]
+            for name in ("weight", "bias"):
+                old = getattr(self.uncertainty, name)
+                fresh = old.new_zeros(len(names), *old.shape[1:])
+                for i, row in kept:
+                    fresh[i] = old.detach()[row]
+                setattr(head.uncertainty, name, nn.Parameter(fresh, requires_grad=old.requires_grad))
+            head.uncertainty.out_features = len(names)
+        return head
+
     def get_extra_state(self) -> Tensor:
-        """The subspaces' names as bytes: a tensor, since averaging and checkpointing tools expect only tensors."""
-        return torch.tensor(list(json.dumps(self.subspaces).encode()), dtype=torch.uint8)
+        """Names and settings as bytes of JSON: a tensor, since averaging and checkpointing tools expect it."""
+        return encode_state({"subspaces": self.subspaces, "masks": describe_masks(self.masks)})
 
     def set_extra_state(self, state: Tensor) -> None:
-        """Nothing to set: names that differ have been refused before."""
+        """Nothing to set: what differs has been refused before."""
 
     def extra_repr(self) -> str:
         return f"subspaces={self.subspaces}"
@@ -176,11 +220,51 @@ def _width(end: Literal["input", "output"], given: int | None, projector: nn.Mod
     return width
 
 
-def _refuse_other_subspaces(head: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+def bound_log_variance(raw: Tensor) -> Tensor:
+    """A tanh bounds it: identical views would otherwise push the likelihood to minus infinity."""
+    return _MAX_LOG_VARIANCE * torch.tanh(raw / _MAX_LOG_VARIANCE)
+
+
+def encode_state(state: dict[str, Any]) -> Tensor:
+    return torch.tensor(list(json.dumps(state).encode()), dtype=torch.uint8)
+
+
+def decode_state(state: object) -> dict[str, Any]:
+    """The inverse of :func:`encode_state`, for bytes that come from anywhere.
+
+    Raises:
+        ValueError: They do not describe a head.
+    """
+    if not isinstance(state, Tensor) or state.dtype != torch.uint8 or state.dim() != 1 or len(state) > _LONGEST_STATE:
+        raise ValueError(f"_extra_state: got a {type(state).__name__}, wanted the uint8 tensor of a MaskedSubspaceHead")
+    try:
+        decoded = json.loads(bytes(state.tolist()))
+    except (ValueError, RecursionError) as error:
+        raise ValueError("_extra_state: got bytes that are no JSON, wanted those of a MaskedSubspaceHead") from error
+    if not isinstance(decoded, dict):
+        raise ValueError(
+            f"_extra_state: got a {type(decoded).__name__}, wanted a MaskedSubspaceHead's names and settings"
+        )
+    names, masks = decoded.get("subspaces"), decoded.get("masks")
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"_extra_state: got subspaces {names!r}, wanted names")
+    if not isinstance(masks, dict) or not isinstance(masks.get("kind"), str):
+        raise ValueError(f"_extra_state: got masks {masks!r}, wanted their kind and settings")
+    return decoded
+
+
+def _refuse_another_head(head: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
     assert isinstance(head, MaskedSubspaceHead)
     stored = state_dict.get(f"{prefix}_extra_state")
     if stored is None:  # load_state_dict reports a missing key itself
         return
-    names = tuple(json.loads(bytes(stored.tolist()).decode()))
+    state = decode_state(stored)
+    names, masks = tuple(state["subspaces"]), state["masks"]
     if names != head.subspaces:
-        raise ValueError(f"state_dict: got a head of subspaces {names}, wanted {head.subspaces}; nothing was loaded")
+        raise ValueError(
+            f"state_dict: got a head of subspaces {names}, wanted {head.subspaces}; nothing was loaded. "
+            "Load it into a head with its own subspaces, and take with_subspaces() of that"
+        )
+    own = describe_masks(head.masks)
+    if masks != own:
+        raise ValueError(f"state_dict: got masks of {masks}, wanted {own}, those of this head; nothing was loaded")

@@ -1,7 +1,10 @@
 """Parameterisations of K masks over D dimensions. Calling one gives the (K, D) masks."""
 
+import copy
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +15,9 @@ from mast_ops._checks import check_choice, check_positive
 
 class MaskParameterization(nn.Module, ABC):
     """K masks over D dimensions, grown from one free parameter per entry, ``weight`` of shape (K, D).
+
+    ``weight`` stays in float32 when the model around it goes to half precision (``model.bfloat16()``): its steps are
+    too small for half a mantissa. Embeddings in half precision take float32 masks.
 
     Args:
         num_subspaces: K, >= 1.
@@ -49,6 +55,38 @@ class MaskParameterization(nn.Module, ABC):
     @abstractmethod
     def forward(self) -> Tensor:
         """The masks, (K, D), in the dtype of ``weight``."""
+
+    def settings(self) -> dict[str, float | list[float]]:
+        """What turns ``weight`` into masks beside the class: a checkpoint carries it."""
+        return {}
+
+    def select(self, rows: Sequence[int | None]) -> Self:
+        """A copy with these rows of ``weight``, in this order; None is a row that starts anew.
+
+        Raises:
+            ValueError: No rows, or one that is not there.
+        """
+        if not rows:
+            raise ValueError("rows: got none, wanted at least one")
+        chosen = copy.deepcopy(self)
+        weight = torch.empty(len(rows), self.dim, dtype=self.weight.dtype, device=self.weight.device)
+        nn.init.normal_(weight, self.mean, self.std)
+        for i, row in enumerate(rows):
+            if row is None:
+                continue
+            if not 0 <= row < self.num_subspaces:
+                raise ValueError(f"rows: got {row}, wanted 0 to {self.num_subspaces - 1}, or None")
+            weight[i] = self.weight.detach()[row]
+        chosen.weight = nn.Parameter(weight, requires_grad=self.weight.requires_grad)
+        return chosen
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        def keep(x: Tensor) -> Tensor:
+            moved = fn(x)
+            return x.to(moved.device) if moved.dtype in (torch.float16, torch.bfloat16) else moved
+
+        super()._apply(keep, recurse)  # type: ignore[no-untyped-call]
+        return self
 
     def extra_repr(self) -> str:
         return f"num_subspaces={self.num_subspaces}, dim={self.dim}"
@@ -137,7 +175,12 @@ class HardConcreteMasks(MaskParameterization):
     """Hard-concrete gates: entries in [0, 1] with exact zeros and ones; random in training mode.
 
     A stretched, clipped binary-concrete sample: two forward passes in training see two samples of the masks;
-    in ``eval`` the masks are fixed. Samples come from torch's global generator.
+    in ``eval`` the masks are fixed.
+
+    Samples are a function of two buffers, a seed (drawn from torch's global generator when the module is made) and the
+    number of draws so far. They travel in the ``state_dict``, so that a resumed run goes on as if unbroken, and DDP
+    keeps them alike on all ranks. A forward pass that activation checkpointing repeats counts as another draw: leave
+    the head out of it.
 
     Ends: exact 0 and 1 in the forward pass, while :meth:`open_probability` keeps a gradient to the parameter.
     Collapse: under an invariance term alone the gates close; hold them with :class:`mast_ops.MaskCoverage`,
@@ -180,14 +223,27 @@ class HardConcreteMasks(MaskParameterization):
             raise ValueError(f"stretch: got {stretch}, wanted an interval that reaches below 0 and above 1")
         super().__init__(num_subspaces, dim, mean, std)
         self.temperature, self.stretch = temperature, stretch
+        self.seed: Tensor
+        self.draws: Tensor
+        self.register_buffer("seed", torch.randint(1 << 31, ()))
+        self.register_buffer("draws", torch.zeros((), dtype=torch.int64))
 
     def forward(self) -> Tensor:
         log_odds: Tensor = self.weight
         if self.training:
-            uniform = torch.rand_like(log_odds).clamp(1e-6, 1 - 1e-6)
-            log_odds = (log_odds + torch.logit(uniform)) / self.temperature
+            log_odds = (log_odds + torch.logit(self._uniform())) / self.temperature
         low, high = self.stretch
         return (torch.sigmoid(log_odds) * (high - low) + low).clamp(0, 1)
+
+    def settings(self) -> dict[str, float | list[float]]:
+        return {"temperature": self.temperature, "stretch": list(self.stretch)}
+
+    def _uniform(self) -> Tensor:
+        """Numbers strictly between 0 and 1, (K, D), new ones at every call: a hash, so that it compiles and exports."""
+        index = torch.arange(self.weight.numel(), device=self.weight.device)
+        bits = _hash(_hash(_hash(self.seed) + self.draws) + index)
+        self.draws += 1
+        return ((bits >> 8).to(self.weight.dtype) + 0.5).view_as(self.weight) / (1 << 24)
 
     def open_probability(self) -> Tensor:
         """Probability that each entry of a sample is not zero, (K, D)."""
@@ -242,6 +298,9 @@ class NormalizedMasks(MaskParameterization):
         residual = masks.mean(dim=1, keepdim=True) - self.coverage
         return torch.sigmoid(self.weight - threshold - residual / slope.clamp_min(1e-12))
 
+    def settings(self) -> dict[str, float | list[float]]:
+        return {"coverage": self.coverage}
+
     @torch.no_grad()
     def _threshold(self) -> Tensor:
         """The t_k that solves mean_d sigmoid(weight - t_k) = coverage, between the row's extremes' solutions."""
@@ -273,3 +332,30 @@ def make_masks(masks: str | MaskParameterization, num_subspaces: int, dim: int) 
         return masks
     check_choice("masks", masks, tuple(MASKS))
     return MASKS[masks](num_subspaces, dim)  # type: ignore[call-arg]
+
+
+def describe_masks(masks: MaskParameterization) -> dict[str, Any]:
+    """Kind and settings as a checkpoint carries them. The kind of a class of the user's own is its name."""
+    kinds = [name for name, kind in MASKS.items() if type(masks) is kind]
+    return {"kind": kinds[0] if kinds else type(masks).__qualname__, **masks.settings()}
+
+
+def masks_from_description(description: Mapping[str, Any], weight: Tensor) -> MaskParameterization | None:
+    """What :func:`describe_masks` described, with this ``weight``; None for a class of the user's own."""
+    settings = dict(description)
+    kind = MASKS.get(settings.pop("kind"))
+    if kind is None:
+        return None
+    if "stretch" in settings:
+        settings["stretch"] = tuple(settings["stretch"])
+    masks = kind(*weight.shape, **settings)
+    masks.weight = nn.Parameter(weight.detach().clone(), requires_grad=False)
+    return masks.eval()
+
+
+def _hash(x: Tensor) -> Tensor:
+    """32 bits to 32 bits in int64, each changed by every one; products stay below 2^63."""
+    x = x & 0xFFFFFFFF
+    for _ in range(2):
+        x = ((x ^ (x >> 16)) * 0x45D9F3B) & 0xFFFFFFFF
+    return x ^ (x >> 16)

@@ -10,6 +10,7 @@ from mast_ops._checks import check_fraction, check_non_negative
 from mast_ops.head import MaskedSubspaceHead
 from mast_ops.masks import HardConcreteMasks, MaskParameterization
 from mast_ops.output import SubspaceOutput
+from mast_ops.schedules import Schedule
 
 Masks = Tensor | SubspaceOutput | MaskParameterization | MaskedSubspaceHead
 
@@ -23,10 +24,16 @@ class MaskRegularizer(nn.Module, ABC):
     def __add__(self, other: "MaskRegularizer") -> "MaskRegularizerSum":
         return MaskRegularizerSum([self, other], [1.0, 1.0])
 
-    def __mul__(self, weight: float) -> "MaskRegularizerSum":
+    def __mul__(self, weight: "float | Schedule") -> "MaskRegularizerSum":
         return MaskRegularizerSum([self], [weight])
 
     __rmul__ = __mul__
+
+    def step(self) -> None:
+        """One step of the optimizer was taken: every :class:`mast_ops.Schedule` among the weights goes on."""
+        for module in self.modules():
+            if isinstance(module, Schedule):
+                module.step()
 
 
 class MaskRegularizerSum(MaskRegularizer):
@@ -34,7 +41,7 @@ class MaskRegularizerSum(MaskRegularizer):
 
     Args:
         regularizers: The summands.
-        weights: One weight each, >= 0.
+        weights: One weight each, >= 0: a number, or a :class:`mast_ops.Schedule`, which :meth:`step` moves.
 
     Raises:
         ValueError: Another number of weights than of regularizers, none at all, or a negative weight.
@@ -49,19 +56,22 @@ class MaskRegularizerSum(MaskRegularizer):
         tensor(0.1250)
     """
 
-    def __init__(self, regularizers: list[MaskRegularizer], weights: list[float]) -> None:
+    def __init__(self, regularizers: list[MaskRegularizer], weights: "list[float | Schedule]") -> None:
         super().__init__()
         if not regularizers or len(regularizers) != len(weights):
             raise ValueError(
                 f"weights: got {len(weights)} for {len(regularizers)} regularizers, wanted one each and at least one"
             )
         for weight in weights:
-            check_non_negative("weights", weight)
+            if not isinstance(weight, Schedule):
+                check_non_negative("weights", weight)
         self.regularizers = nn.ModuleList(regularizers)
-        self.weights = list(weights)
+        self.weights = [weight if isinstance(weight, Schedule) else float(weight) for weight in weights]
+        self.schedules = nn.ModuleList(weight for weight in weights if isinstance(weight, Schedule))
 
     def forward(self, masks: Masks) -> Tensor:
-        values = [w * r(masks) for w, r in zip(self.weights, self.regularizers, strict=True)]
+        now = [weight() if isinstance(weight, Schedule) else weight for weight in self.weights]
+        values = [w * r(masks) for w, r in zip(now, self.regularizers, strict=True)]
         return torch.stack(values).sum()
 
 

@@ -1,0 +1,115 @@
+"""Heads in a checkpoint file, whoever wrote it: only tensors are read, and nothing in the file is run."""
+
+import pickle
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from mast_ops._checks import check_masks
+from mast_ops.head import bound_log_variance, decode_state
+from mast_ops.masks import masks_from_description
+
+_STATE, _WEIGHT, _BIAS = "_extra_state", "masks.weight", "uncertainty.bias"
+_DEEPEST = 8  # dictionaries inside one another
+
+
+class StoredHead(NamedTuple):
+    """A :class:`mast_ops.MaskedSubspaceHead` as a file holds it."""
+
+    subspaces: tuple[str, ...]
+    masks: Tensor
+    """(K, D); the bare weights where ``kind`` is no parameterisation of this library."""
+    kind: str
+    settings: dict[str, Any]
+    log_variance: Tensor | None
+    """What the uncertainty layer's bias alone predicts: (1,), (K,) or (D,)."""
+    is_known: bool
+    """Whether ``kind`` is a parameterisation of this library."""
+
+
+def load_heads(path: str | Path) -> dict[str, StoredHead]:
+    """Every head in a file that ``torch.save`` wrote, by its place in the file's dictionaries and modules.
+
+    The file may hold a ``state_dict``, or dictionaries that hold one at some depth: those of Lightning, or
+    ``{"model": ..., "optimizer": ...}``. It is read with ``weights_only=True``, on the CPU.
+
+    Args:
+        path: The file.
+
+    Raises:
+        ValueError: It is missing, no checkpoint, damaged, or holds more than tensors and plain containers, no head, or
+            one that contradicts itself.
+
+    Source: ours.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from torch import nn
+        >>> from mast_ops import MaskedSubspaceHead
+        >>> from mast_ops.checkpoints import load_heads
+        >>> model = nn.ModuleDict({"head": MaskedSubspaceHead(nn.Linear(4, 8), subspaces=["crop", "color"])})
+        >>> with tempfile.NamedTemporaryFile() as file:
+        ...     torch.save({"model": model.state_dict()}, file.name)
+        ...     heads = load_heads(file.name)
+        >>> heads["model.head"].subspaces, heads["model.head"].masks.shape
+        (('crop', 'color'), torch.Size([2, 8]))
+    """
+    heads: dict[str, StoredHead] = {}
+    for place, state in _dictionaries(_read(Path(path)), (), set()):
+        for key in state:
+            if isinstance(key, str) and (key == _STATE or key.endswith(f".{_STATE}")):
+                prefix = key.removesuffix(_STATE)
+                if f"{prefix}{_WEIGHT}" in state:
+                    name = ".".join(part for part in (*place, prefix.rstrip(".")) if part)
+                    heads[name] = _head(name, state, prefix)
+    if not heads:
+        raise ValueError(f"checkpoint: got {path} with no MaskedSubspaceHead in it, wanted at least one")
+    return heads
+
+
+def _read(path: Path) -> object:
+    wanted = f"checkpoint: got {path}, wanted a state_dict, or dictionaries with one in them, that torch.save wrote"
+    if not path.is_file():
+        raise ValueError(f"{wanted}: there is no such file")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:  # torch's own words advise to run what is in it
+        raise ValueError(f"{wanted}: it is another kind of file, or holds more than tensors and containers") from error
+    except Exception as error:  # of many kinds, from zip, the file system and torch
+        raise ValueError(f"{wanted}: it is damaged or another kind of file ({type(error).__name__})") from error
+
+
+def _dictionaries(
+    value: object, place: tuple[str, ...], seen: set[int]
+) -> Iterator[tuple[tuple[str, ...], Mapping[Any, Any]]]:
+    if not isinstance(value, Mapping) or id(value) in seen or len(place) > _DEEPEST:
+        return
+    seen.add(id(value))
+    yield place, value
+    for key, entry in value.items():
+        yield from _dictionaries(entry, (*place, str(key)), seen)
+
+
+def _head(name: str, state: Mapping[Any, Any], prefix: str) -> StoredHead:
+    where = f"{name}: " if name else ""
+    weight, bias = state[f"{prefix}{_WEIGHT}"], state.get(f"{prefix}{_BIAS}")
+    try:
+        described = decode_state(state[f"{prefix}{_STATE}"])
+        names, description = tuple(described["subspaces"]), described["masks"]
+        check_masks(weight, name=_WEIGHT)
+        if len(weight) != len(names):
+            raise ValueError(f"{_WEIGHT}: got {len(weight)} rows, wanted {len(names)}, one a subspace")
+        masks = masks_from_description(description, weight)
+        log_variance = None
+        if bias is not None:
+            if not isinstance(bias, Tensor) or not bias.is_floating_point() or bias.dim() != 1:
+                raise ValueError(f"{_BIAS}: got {type(bias).__name__}, wanted a vector")
+            log_variance = bound_log_variance(bias.detach().float())
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"checkpoint: {where}{error}") from error
+    settings = {key: value for key, value in description.items() if key != "kind"}
+    values = weight.detach() if masks is None else masks().detach()
+    return StoredHead(names, values, description["kind"], settings, log_variance, masks is not None)

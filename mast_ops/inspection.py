@@ -1,0 +1,109 @@
+"""What the masks of a trained head say, as text, as a dictionary, and as a picture."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mast_ops.analysis import mask_density, mask_overlap, mask_sharing
+from mast_ops.checkpoints import StoredHead
+
+
+def describe(head: StoredHead, threshold: float = 0.5) -> dict[str, Any]:
+    """Density, overlap, sharing and uncertainty of a head, in plain Python values, ready for JSON.
+
+    Args:
+        head: What :func:`mast_ops.checkpoints.load_heads` gives.
+        threshold: Which dimensions count as open, see :func:`mast_ops.analysis.open_dimensions`.
+
+    Raises:
+        ValueError: Masks that are not finite, or a threshold that is not from 0 to 1.
+
+    Source: ours.
+    """
+    sharing = mask_sharing(head.masks, threshold)
+    return {
+        "subspaces": list(head.subspaces),
+        "dim": head.masks.shape[1],
+        "masks": {"kind": head.kind, **head.settings},
+        "threshold": threshold,
+        "density": mask_density(head.masks, threshold).tolist(),
+        "mean": head.masks.abs().mean(1).tolist(),
+        "unique": sharing.unique.sum(1).tolist(),
+        "shared": sharing.shared.sum(1).tolist(),
+        "unused": int(sharing.unused.sum()),
+        "overlap": mask_overlap(head.masks).tolist(),
+        "log_variance": None if head.log_variance is None else head.log_variance.tolist(),
+    }
+
+
+def text(description: dict[str, Any]) -> str:
+    """Tables for a terminal, of what :func:`describe` gives."""
+    names, dim = description["subspaces"], description["dim"]
+    columns = ["subspace", "density", "mean", "unique", "shared"]
+    rows = [
+        [name, f"{100 * density:.1f} %", f"{mean:.3f}", str(unique), str(shared)]
+        for name, density, mean, unique, shared in zip(names, *(description[what] for what in columns[1:]), strict=True)
+    ]
+    variance = description["log_variance"]
+    per_subspace = variance is not None and len(variance) == len(names) and len(names) not in (1, dim)
+    if per_subspace:
+        columns.append("log-variance")
+        rows = [[*row, f"{value:.3f}"] for row, value in zip(rows, variance, strict=True)]
+    overlap = [
+        [name, *(f"{value:.2f}" for value in values)]
+        for name, values in zip(names, description["overlap"], strict=True)
+    ]
+    kind, *settings = description["masks"].items()
+    manner = ", ".join(f"{key} {value}" for key, value in settings)
+    parts = [
+        f"K={len(names)} subspaces of D={dim} dimensions, {kind[1]} masks{f' ({manner})' if manner else ''}",
+        _table([columns, *rows]),
+        f"Open: at least {description['threshold']} of the row's largest value. "
+        f"{description['unused']} of {dim} dimensions are open in no subspace.",
+        "Overlap (cosine of masks):\n" + _table([("", *names), *overlap]),
+    ]
+    if variance is None:
+        parts.append("No uncertainty is predicted.")
+    elif per_subspace:
+        parts.append("Log-variance: what the predictor's bias says alone; inputs move it.")
+    else:
+        value = torch.tensor(variance)
+        parts.append(
+            f"Log-variance of the predictor's bias alone, {len(variance)} value(s): mean {value.mean():.3f}, "
+            f"from {value.min():.3f} to {value.max():.3f}; inputs move it."
+        )
+    return "\n\n".join(parts)
+
+
+def plot(head: StoredHead, path: Path, threshold: float = 0.5) -> None:
+    """Masks, overlap and sharing in one picture.
+
+    Raises:
+        ImportError: matplotlib is missing.
+        ValueError: The masks are not finite, or the file's ending is no format of matplotlib's.
+    """
+    # After the line above, whose message says what to install.
+    from matplotlib.figure import Figure
+
+    from mast_ops.plots import plot_masks, plot_overlap, plot_sharing
+
+    num_subspaces = len(head.subspaces)
+    side = 2.4 + 0.45 * num_subspaces
+    figure = Figure(figsize=(side + 6.2, 1.6 + 0.3 * num_subspaces + side), layout="constrained")
+    grid = figure.add_gridspec(2, 2, height_ratios=(1.6 + 0.3 * num_subspaces, side), width_ratios=(side, 6.2))
+    plot_masks(head.masks, head.subspaces, figure.add_subplot(grid[0, :]))
+    plot_overlap(head.masks, head.subspaces, figure.add_subplot(grid[1, 0]))
+    plot_sharing(head.masks, head.subspaces, threshold, figure.add_subplot(grid[1, 1]))
+    figure.savefig(path, dpi=120)
+
+
+def _table(rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    )

@@ -1,0 +1,86 @@
+"""Weights that change over training: ``LinearSchedule(0, 0.1, steps=1000) * MaskOverlap()``."""
+
+import math
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor, nn
+
+from mast_ops._checks import check_non_negative
+
+
+class Schedule(nn.Module, ABC):
+    """A weight that goes from ``start`` to ``end`` in ``steps`` calls of :meth:`step`, and stays there.
+
+    A regularizer takes it where it takes a number, and steps it with its own ``step()``, once after each step of the
+    optimizer. The number of steps so far is a buffer: it travels in the ``state_dict``, and compiled code is not
+    compiled again when it grows.
+
+    Args:
+        start: The first value, >= 0.
+        end: The last value, >= 0.
+        steps: How many steps lie between them, >= 1.
+
+    Raises:
+        ValueError: A negative value, or ``steps`` < 1.
+    """
+
+    def __init__(self, start: float, end: float, steps: int) -> None:
+        super().__init__()
+        check_non_negative("start", start)
+        check_non_negative("end", end)
+        if steps < 1:
+            raise ValueError(f"steps: got {steps}, wanted at least 1")
+        self.start, self.end, self.steps = start, end, steps
+        self.taken: Tensor
+        self.register_buffer("taken", torch.zeros((), dtype=torch.int64))
+
+    @abstractmethod
+    def shape(self, progress: Tensor) -> Tensor:
+        """How far from ``start`` to ``end``, 0 to 1, at a progress of 0 to 1."""
+
+    def forward(self) -> Tensor:
+        """The weight now: a float32 scalar."""
+        progress = (self.taken / self.steps).clamp(max=1)
+        return self.start + (self.end - self.start) * self.shape(progress)
+
+    def step(self) -> None:
+        """One step of the optimizer was taken."""
+        self.taken += 1
+
+    def extra_repr(self) -> str:
+        return f"start={self.start}, end={self.end}, steps={self.steps}"
+
+
+class LinearSchedule(Schedule):
+    """In equal steps: the usual warm-up.
+
+    Source: ours.
+
+    Example:
+        >>> from mast_ops import LinearSchedule
+        >>> weight = LinearSchedule(start=0.0, end=0.2, steps=2)
+        >>> weight.step()
+        >>> weight()
+        tensor(0.1000)
+    """
+
+    def shape(self, progress: Tensor) -> Tensor:
+        return progress
+
+
+class CosineSchedule(Schedule):
+    """Along half a cosine: slow at both ends.
+
+    Source: ours, after SGDR (Loshchilov and Hutter 2017, arXiv 1608.03983), equation 5.
+
+    Example:
+        >>> from mast_ops import CosineSchedule
+        >>> weight = CosineSchedule(start=1.0, end=0.0, steps=4)
+        >>> weight.step()
+        >>> weight()
+        tensor(0.8536)
+    """
+
+    def shape(self, progress: Tensor) -> Tensor:
+        return (1 - torch.cos(math.pi * progress)) / 2
