@@ -45,9 +45,12 @@ def _inspect(args: argparse.Namespace) -> None:
     head = _choose(load_heads(args.checkpoint), args.head)
     description = inspection.describe(head, args.threshold)
     if args.plot:
-        _write(args.plot, lambda path: inspection.plot(head, path, args.threshold))
+        from mast_ops.plots import plot_summary  # matplotlib is an extra
+
+        figure = plot_summary(head.masks, head.subspaces, args.threshold)
+        _write(args.plot, lambda path: figure.savefig(path, dpi=120), "--plot")
     if args.json:
-        _write(args.json, lambda path: path.write_text(json.dumps(description, indent=1) + "\n"))
+        _write(args.json, lambda path: path.write_text(json.dumps(description, indent=1) + "\n"), "--json")
     if not head.is_known:
         print(f"note: {head.kind} is no parameterisation of mast_ops: these are its bare weights", file=sys.stderr)
     print(inspection.text(description))
@@ -62,12 +65,16 @@ def _choose(heads: dict[str, StoredHead], name: str | None) -> StoredHead:
     return heads[name]
 
 
-def _write(path: Path, write: Callable[[Path], object]) -> None:
+def _write(path: Path, write: Callable[[Path], object], option: str) -> None:
     """The whole file or none: written beside its place, then moved there."""
+    if not path.parent.is_dir():
+        raise ValueError(f"{option}: got {path}, wanted a file in a folder that exists")
     beside = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     try:
         write(beside)
         beside.replace(path)
+    except ValueError as error:
+        raise ValueError(f"{option}: got {path}: {error}") from error
     finally:
         beside.unlink(missing_ok=True)
 

@@ -1,7 +1,6 @@
-"""What the masks of a trained head say, as text, as a dictionary, and as a picture."""
+"""What the masks of a trained head say, as text and as a dictionary."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -75,28 +74,6 @@ def text(description: dict[str, Any]) -> str:
             f"from {value.min():.3f} to {value.max():.3f}; inputs move it."
         )
     return "\n\n".join(parts)
-
-
-def plot(head: StoredHead, path: Path, threshold: float = 0.5) -> None:
-    """Masks, overlap and sharing in one picture.
-
-    Raises:
-        ImportError: matplotlib is missing.
-        ValueError: The masks are not finite, or the file's ending is no format of matplotlib's.
-    """
-    # After the line above, whose message says what to install.
-    from matplotlib.figure import Figure
-
-    from mast_ops.plots import plot_masks, plot_overlap, plot_sharing
-
-    num_subspaces = len(head.subspaces)
-    side = 2.4 + 0.45 * num_subspaces
-    figure = Figure(figsize=(side + 6.2, 1.6 + 0.3 * num_subspaces + side), layout="constrained")
-    grid = figure.add_gridspec(2, 2, height_ratios=(1.6 + 0.3 * num_subspaces, side), width_ratios=(side, 6.2))
-    plot_masks(head.masks, head.subspaces, figure.add_subplot(grid[0, :]))
-    plot_overlap(head.masks, head.subspaces, figure.add_subplot(grid[1, 0]))
-    plot_sharing(head.masks, head.subspaces, threshold, figure.add_subplot(grid[1, 1]))
-    figure.savefig(path, dpi=120)
 
 
 def _table(rows: Sequence[Sequence[str]]) -> str:

@@ -28,6 +28,7 @@ from mast_ops.analysis import (
 
 try:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 except ImportError as error:
     raise ImportError('mast_ops.plots needs matplotlib: pip install "mast-ops[plot]"') from error
@@ -107,6 +108,21 @@ def plot_sharing(masks: Tensor, names: Sequence[str], threshold: float = 0.5, ax
     _frame(ax, "x")
     ax.legend(loc="upper right", ncols=2, frameon=False, borderaxespad=0)
     return ax
+
+
+def plot_summary(masks: Tensor, names: Sequence[str], threshold: float = 0.5) -> Figure:
+    """Masks, overlap and sharing in one figure that pyplot does not know: save it with ``figure.savefig``.
+
+    Arguments and errors: `plot_sharing`.
+    """
+    _check(masks, names)
+    side, high = 2.4 + 0.45 * len(names), 1.6 + 0.3 * len(names)
+    figure = Figure(figsize=(side + 6.2, high + side), layout="constrained")
+    grid = figure.add_gridspec(2, 2, height_ratios=(high, side), width_ratios=(side, 6.2))
+    plot_masks(masks, names, figure.add_subplot(grid[0, :]))
+    plot_overlap(masks, names, figure.add_subplot(grid[1, 0]))
+    plot_sharing(masks, names, threshold, figure.add_subplot(grid[1, 1]))
+    return figure
 
 
 def plot_uncertainty(curves: Mapping[str, tuple[Tensor, Tensor]], bins: int = 8, ax: Axes | None = None) -> Axes:
