@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from mast_ops import MaskedSubspaceHead, SubspaceOutput, SubspaceVICRegLoss
+from mast_ops import MaskedSubspaceHead, NormalizedMasks, SubspaceOutput, SubspaceVICRegLoss
 
 NAMES = ["crop", "color", "blur"]
 
@@ -160,3 +160,64 @@ def test_trains_under_ddp():
         assert all(p.grad is not None for p in head.parameters())
     finally:
         dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("uncertainty", [None, "sample", "subspace", "dimension"])
+def test_subspaces_change_by_name(uncertainty):
+    head = MaskedSubspaceHead(mlp(), NAMES, masks="sigmoid", uncertainty=uncertainty).eval()
+    if head.uncertainty is not None:
+        nn.init.normal_(head.uncertainty.bias)
+    other = head.with_subspaces(["blur", "noise", "crop"], new=["noise"])
+    h = torch.randn(6, 16)
+    out, wanted = other(h), head(h)
+    torch.testing.assert_close(out.embedding, wanted.embedding)
+    torch.testing.assert_close(out.masks[[0, 2]], wanted.masks[[2, 0]])
+    if uncertainty == "subspace":
+        torch.testing.assert_close(out.log_variance[:, [0, 2]], wanted.log_variance[:, [2, 0]])
+        assert out.log_variance[:, 1].eq(0).all()
+    elif uncertainty is not None:
+        torch.testing.assert_close(out.log_variance, wanted.log_variance)
+    fresh = MaskedSubspaceHead(mlp(), ["blur", "noise", "crop"], masks="sigmoid", uncertainty=uncertainty)
+    fresh.load_state_dict(other.state_dict())  # it is a head like any other
+    assert head.subspaces == tuple(NAMES)
+
+
+@pytest.mark.parametrize(
+    ("subspaces", "new", "words"),
+    [
+        (["crop", "colour"], [], "subspace: got 'colour', wanted one of 'crop'"),
+        (["crop"], ["crop"], "new: got 'crop', wanted a name that the head does not have"),
+        (["crop"], ["noise"], "new: got 'noise', wanted one of subspaces"),
+        ([], [], "subspaces: got no names"),
+        (["crop", "crop"], [], "more than once"),
+    ],
+)
+def test_other_subspaces_are_named_with_care(subspaces, new, words):
+    with pytest.raises(ValueError, match=words):
+        MaskedSubspaceHead(mlp(), NAMES).with_subspaces(subspaces, new)
+
+
+def test_masks_that_mean_something_else_are_not_loaded():
+    state = MaskedSubspaceHead(mlp(), NAMES, masks=NormalizedMasks(3, 8, coverage=0.5)).state_dict()
+    head = MaskedSubspaceHead(mlp(), NAMES)
+    before = head.masks.weight.clone()
+    with pytest.raises(ValueError, match=r"got masks of .*0\.5.*, wanted .*0\.8.*; nothing was loaded"):
+        head.load_state_dict(state)
+    assert torch.equal(head.masks.weight, before)
+
+
+@pytest.mark.parametrize("masks", ["normalized", "sigmoid", "relu", "softplus", "hard_concrete"])
+def test_one_subspace_of_a_trained_model_exports(masks):
+    class Features(nn.Module):
+        def __init__(self, head: MaskedSubspaceHead) -> None:
+            super().__init__()
+            self.head = head
+
+        def forward(self, h: torch.Tensor) -> torch.Tensor:
+            return self.head.subspace_view(self.head(h), "color")
+
+    module = Features(MaskedSubspaceHead(mlp(), NAMES, masks=masks).eval()).eval()
+    batch = torch.export.Dim("batch", min=2, max=1024)
+    program = torch.export.export(module, (torch.randn(4, 16),), dynamic_shapes=({0: batch},))
+    h = torch.randn(7, 16)
+    torch.testing.assert_close(program.module()(h), module(h))

@@ -80,3 +80,58 @@ def test_an_invariance_alone_closes_sigmoid_masks_and_not_normalized_ones():
             (gap @ module().square().T).mean().backward()
             optimizer.step()
         assert (module().mean() < 0.05) == collapses
+
+
+def test_hard_concrete_uniforms_are_uniform_and_independent():
+    gates = HardConcreteMasks(64, 512)
+    draws = torch.stack([gates._uniform().detach() for _ in range(8)]).double()
+    assert draws.min() > 0
+    assert draws.max() < 1
+    n = draws.numel()
+    assert abs(draws.mean() - 0.5) < 5 * (1 / 12 / n) ** 0.5
+    counts = torch.histc(draws, 64, 0, 1)
+    assert ((counts - n / 64) ** 2 / (n / 64)).sum() < 64 + 5 * (2 * 64) ** 0.5  # chi-squared
+    for axis in range(3):  # neighbours in draws, rows and columns, and twice as far
+        for distance in (1, 2):
+            a = draws.narrow(axis, 0, draws.shape[axis] - distance).flatten()
+            b = draws.narrow(axis, distance, draws.shape[axis] - distance).flatten()
+            assert abs(torch.corrcoef(torch.stack([a, b]))[0, 1]) < 5 / len(a) ** 0.5
+
+
+def test_hard_concrete_draws_on_in_training_alone():
+    gates = HardConcreteMasks(2, 32)
+    first, second = gates(), gates()
+    assert not torch.equal(first, second)
+    gates.eval()
+    assert torch.equal(gates(), gates())
+    assert gates.draws == 2
+    assert not torch.equal(HardConcreteMasks(2, 32).seed, gates.seed)  # two heads do not draw alike
+
+
+def test_hard_concrete_draws_alike_when_compiled():
+    gates = HardConcreteMasks(2, 32)
+    state = {name: x.clone() for name, x in gates.state_dict().items()}
+    wanted = [gates(), gates()]
+    gates.load_state_dict(state)
+    compiled = torch.compile(gates, fullgraph=True)
+    for masks in wanted:
+        torch.testing.assert_close(compiled(), masks)
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_selected_rows_are_a_copy_in_the_order_asked_for(kind):
+    masks = kind(3, 16)
+    chosen = masks.select([2, None, 0])
+    assert torch.equal(chosen.weight[0], masks.weight[2])
+    assert torch.equal(chosen.weight[2], masks.weight[0])
+    assert chosen.weight[1].std() > 0
+    assert chosen.settings() == masks.settings()
+    with torch.no_grad():
+        chosen.weight.zero_()
+    assert masks.weight.abs().sum() > 0
+
+
+@pytest.mark.parametrize(("rows", "words"), [([], "rows: got none"), ([3], "rows: got 3, wanted 0 to 2")])
+def test_rows_that_are_not_there_are_refused(rows, words):
+    with pytest.raises(ValueError, match=words):
+        SigmoidMasks(3, 4).select(rows)

@@ -1,0 +1,112 @@
+"""Half precision as training scripts have it: autocast, GradScaler, and whole models cast."""
+
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+
+from mast_ops import (
+    MaskedSubspaceHead,
+    SubspaceBarlowTwinsLoss,
+    SubspaceCosineLoss,
+    SubspaceNTXentLoss,
+    SubspaceVICRegLoss,
+    UncertaintyInvarianceLoss,
+)
+
+HALVES = [torch.float16, torch.bfloat16]
+LOSSES = {
+    "nt-xent": lambda: SubspaceNTXentLoss(nn.Parameter(torch.tensor(0.2))),
+    "vicreg": SubspaceVICRegLoss,
+    "vicreg in subspaces": partial(SubspaceVICRegLoss, scope="subspace"),
+    "barlow twins": SubspaceBarlowTwinsLoss,
+    "cosine": SubspaceCosineLoss,
+    "invariance": UncertaintyInvarianceLoss,
+}
+
+
+def head() -> MaskedSubspaceHead:
+    torch.manual_seed(1)
+    projector = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 24))
+    return MaskedSubspaceHead(projector, 3, uncertainty="subspace")
+
+
+def inputs() -> tuple[torch.Tensor, torch.Tensor]:
+    g = torch.Generator().manual_seed(2)
+    return torch.randn(2, 32, 16, generator=g), torch.randint(3, (32,), generator=g)
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("name", LOSSES)
+def test_autocast_leaves_masks_variances_and_losses_in_float32(name, dtype):
+    one, loss = head(), LOSSES[name]()
+    x, subspace = inputs()
+    with torch.autocast("cpu", dtype):
+        out0, out1 = one(x[0]), one(x[1])
+        value = loss(out0, out1, subspace=subspace)
+    assert out0.embedding.dtype == dtype
+    assert out0.masks.dtype == out0.log_variance.dtype == value.dtype == torch.float32
+    value.backward()
+    gradients = [p.grad for p in [*one.masks.parameters(), *loss.parameters()] if p.requires_grad]
+    assert gradients
+    assert all(g.dtype == torch.float32 and g.isfinite().all() for g in gradients)
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("name", LOSSES)
+def test_the_loss_adds_no_error_to_that_of_the_embedding(name, dtype):
+    """Against float64 on the same rounded embeddings, and the loss of float32 ones as the scale of what is lost."""
+    g = torch.Generator().manual_seed(3)
+    z = torch.randn(2, 64, 48, generator=g).to(dtype)
+    masks = torch.rand(3, 48, generator=g)
+    loss = LOSSES[name]()
+    got = loss(*z, masks=masks)
+    wanted = loss.double()(*z.double(), masks=masks.double())
+    torch.testing.assert_close(got.double(), wanted, rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_scaled_run_skips_an_overflow_and_goes_on(name, dtype):
+    one, loss = head(), LOSSES[name]()
+    parameters = [*one.parameters(), *loss.parameters()]
+    optimizer = torch.optim.SGD(parameters, lr=1e-3)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**8, growth_interval=1000)
+    x, subspace = inputs()
+    for step in range(4):
+        before = [p.detach().clone() for p in parameters]
+        scale = 1e38 if step == 1 else 1.0  # one batch whose loss overflows
+        optimizer.zero_grad()
+        with torch.autocast("cpu", dtype):
+            value = loss(one(x[0]), one(x[1]), subspace=subspace) * scale
+        scaler.scale(value).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        changed = any(not torch.equal(a, b) for a, b in zip(before, parameters, strict=True))
+        assert changed == (step != 1)
+        assert all(p.isfinite().all() for p in parameters)
+    assert scaler.get_scale() == 2.0**7
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_model_in_half_precision_keeps_its_masks(name, dtype):
+    one = head().to(dtype)
+    assert one.masks.weight.dtype == torch.float32
+    assert one.projector[0].weight.dtype == dtype
+    x, subspace = inputs()
+    loss = LOSSES[name]()
+    value = loss(one(x[0].to(dtype)), one(x[1].to(dtype)), subspace=subspace)
+    value.backward()
+    assert value.isfinite()
+    assert one.masks.weight.grad.dtype == torch.float32
+
+
+def test_masks_follow_every_other_change():
+    one = head().double()
+    assert one.masks.weight.dtype == torch.float64
+    assert one.half().masks.weight.dtype == torch.float64
+    assert one.float().masks.weight.dtype == torch.float32
+    assert one.to("meta").masks.weight.device.type == "meta"
+    assert one.to_empty(device="cpu").masks.weight.device.type == "cpu"
