@@ -82,6 +82,27 @@ def load_images() -> tuple[Tensor, Tensor]:
     return images.expand(-1, 3, -1, -1).contiguous(), torch.tensor(digits.target)
 
 
+class Pairs(torch.utils.data.Dataset):
+    """Digits as a data loader wants them: what the transform makes of an image, and its class."""
+
+    def __init__(self, transform: Callable[[Tensor], object]) -> None:
+        self.images, self.labels = load_images()
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, i: int) -> tuple[object, int]:
+        return self.transform(self.images[i]), int(self.labels[i])
+
+
+def loader(transform: Callable[[Tensor], object], steps: int) -> torch.utils.data.DataLoader:
+    """So many batches of random images."""
+    dataset = Pairs(transform)
+    sampler = torch.utils.data.RandomSampler(dataset, replacement=True, num_samples=steps * BATCH)
+    return torch.utils.data.DataLoader(dataset, BATCH, sampler=sampler)
+
+
 def render(images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     """Images under all augmentations, and each augmentation's draw."""
     draws = {}

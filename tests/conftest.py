@@ -1,6 +1,8 @@
 """Shared fixtures. The environment is set before torch is imported, so that no compiled code is left over."""
 
+import importlib.util
 import os
+from pathlib import Path
 
 os.environ["TORCHINDUCTOR_FORCE_DISABLE_CACHES"] = "1"
 
@@ -9,6 +11,13 @@ import torch
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports triton, as torch._dynamo does
+
+
+_without_ops = Path(__file__).parent / "torchvision_without_ops" / "sitecustomize.py"
+_spec = importlib.util.spec_from_file_location("torchvision_without_ops", _without_ops)
+_module = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(_module)
+_module.define_missing_operators()
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,50 @@
+"""VICReg with Lightning: `python examples/lightning_vicreg_plain.py`, with MAST `python examples/lightning_vicreg.py`."""
+
+import argparse
+
+import pytorch_lightning as pl
+import torch
+from lightly.loss import VICRegLoss
+from lightly.models.modules import VICRegProjectionHead
+from lightly.transforms.multi_view_transform import MultiViewTransform
+from torchvision.transforms import v2 as T
+
+import digits
+
+parser = argparse.ArgumentParser(description=__doc__)
+parser.add_argument("--steps", type=int, default=200)
+parser.add_argument("--seed", type=int, default=0)
+args = parser.parse_args()
+pl.seed_everything(args.seed)
+
+augmentations = {
+    "crop": T.RandomResizedCrop(digits.SIZE, scale=(0.5, 1.0), antialias=True),
+    "rotate": T.RandomRotation(45),
+    "color": T.ColorJitter(0.8, 0.8, 0.8, 0.2),
+}
+transform = MultiViewTransform([T.Compose(list(augmentations.values()))] * 2)
+
+
+class VICReg(pl.LightningModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = digits.make_backbone()
+        self.projection_head = VICRegProjectionHead(digits.DIM, 2 * digits.DIM, 2 * digits.DIM)
+        self.criterion = VICRegLoss()
+
+    def forward(self, x):
+        return self.projection_head(self.backbone(x))
+
+    def training_step(self, batch, batch_index):
+        (x0, x1), _ = batch
+        loss = self.criterion(self(x0), self(x1))
+        self.log("loss", loss, prog_bar=True)
+        return loss
+
+    def configure_optimizers(self):
+        return torch.optim.AdamW(self.parameters(), lr=2e-3)
+
+
+trainer = pl.Trainer(max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False, log_every_n_steps=1)
+trainer.fit(VICReg(), digits.loader(transform, args.steps))
+print(f"loss {trainer.callback_metrics['loss']:.3f}")
