@@ -9,7 +9,15 @@ from mast_ops.losses import (
     SubspaceVICRegLoss,
     UncertaintyInvarianceLoss,
 )
-from mast_ops.masks import HardConcreteMasks, NormalizedMasks, ReLUMasks, SigmoidMasks, SoftplusMasks
+from mast_ops.masks import (
+    BinaryMasks,
+    ComposedMasks,
+    HardConcreteMasks,
+    NormalizedMasks,
+    ReLUMasks,
+    SigmoidMasks,
+    SoftplusMasks,
+)
 from mast_ops.metrics import subspace_metrics
 from mast_ops.optim import param_groups
 from mast_ops.output import SubspaceOutput
@@ -20,6 +28,8 @@ from mast_ops.views import FactorizedViews, ViewPair
 __version__ = "0.1.0"
 
 __all__ = [
+    "BinaryMasks",
+    "ComposedMasks",
     "CosineSchedule",
     "FactorizedViews",
     "HardConcreteMasks",

@@ -12,7 +12,8 @@ from mast_ops._checks import check_masks
 from mast_ops.head import bound_log_variance, decode_state
 from mast_ops.masks import masks_from_description
 
-_STATE, _WEIGHT, _BIAS = "_extra_state", "masks.weight", "uncertainty.bias"
+_STATE, _BIAS = "_extra_state", "uncertainty.bias"
+_WEIGHTS = ("masks.weight", "masks.each.weight")  # the second is that of composed masks
 _DEEPEST = 8  # dictionaries inside one another
 
 
@@ -62,9 +63,10 @@ def load_heads(path: str | Path) -> dict[str, StoredHead]:
         for key in state:
             if isinstance(key, str) and (key == _STATE or key.endswith(f".{_STATE}")):
                 prefix = key.removesuffix(_STATE)
-                if f"{prefix}{_WEIGHT}" in state:
+                weights = [f"{prefix}{key}" for key in _WEIGHTS if f"{prefix}{key}" in state]
+                if weights:
                     name = ".".join(part for part in (*place, prefix.rstrip(".")) if part)
-                    heads[name] = _head(name, state, prefix)
+                    heads[name] = _head(name, state, prefix, weights[0])
     if not heads:
         raise ValueError(f"checkpoint: got {path} with no MaskedSubspaceHead in it, wanted at least one")
     return heads
@@ -93,16 +95,18 @@ def _dictionaries(
         yield from _dictionaries(entry, (*place, str(key)), seen)
 
 
-def _head(name: str, state: Mapping[Any, Any], prefix: str) -> StoredHead:
+def _head(name: str, state: Mapping[Any, Any], prefix: str, key: str) -> StoredHead:
     where = f"{name}: " if name else ""
-    weight, bias = state[f"{prefix}{_WEIGHT}"], state.get(f"{prefix}{_BIAS}")
+    weight, bias = state[key], state.get(f"{prefix}{_BIAS}")
+    key = key.removeprefix(prefix)
     try:
         described = decode_state(state[f"{prefix}{_STATE}"])
         names, description = tuple(described["subspaces"]), described["masks"]
-        check_masks(weight, name=_WEIGHT)
-        if len(weight) != len(names):
-            raise ValueError(f"{_WEIGHT}: got {len(weight)} rows, wanted {len(names)}, one a subspace")
+        check_masks(weight, name=key)
         masks = masks_from_description(description, weight)
+        rows = len(weight) if masks is None else masks.num_subspaces
+        if rows != len(names):
+            raise ValueError(f"{key}: got masks of {rows} subspaces, wanted {len(names)}")
         log_variance = None
         if bias is not None:
             if not isinstance(bias, Tensor) or not bias.is_floating_point() or bias.dim() != 1:

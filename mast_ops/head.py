@@ -30,13 +30,16 @@ class MaskedSubspaceHead(nn.Module):
         projector: Maps backbone features to an (N, D) embedding.
         subspaces: The names of the subspaces in the order of their indices ("crop", "color", ...), or their
             number K, for the names "0", "1", ...
-        masks: How masks are parameterised: ``"normalized"`` (default: of fixed coverage, so that it
-            cannot collapse and needs no regularizer), ``"sigmoid"``, ``"relu"``, ``"softplus"``,
-            ``"hard_concrete"``, or a :class:`mast_ops.masks.MaskParameterization` of your own.
+        masks: How masks are parameterised: ``"binary"`` (default: exact zeros and ones of fixed coverage, so that it
+            cannot collapse and needs no regularizer), ``"normalized"`` (the same, soft), ``"sigmoid"``, ``"relu"``,
+            ``"softplus"``, ``"hard_concrete"``, or a :class:`mast_ops.masks.MaskParameterization` of your own.
         uncertainty: What gets a predicted variance: None (default), every ``"sample"``, every ``"subspace"``
             of a sample, or every ``"dimension"`` of a sample. A linear layer on the projector's input
             predicts it, without training what is under it; it starts at variance 1, that of a standardised
             dimension.
+        composed: The name, last of ``subspaces``, of the pairs in which every augmentation differs
+            (``FactorizedViews(composed=...)`` calls them "all"): its mask is the product of the others, see
+            :class:`mast_ops.masks.ComposedMasks`. None (default): all subspaces have masks of their own.
         input_dim: Width of the projector's input; read off its layers by default. Needed for ``uncertainty``
             alone.
         output_dim: D; read off the projector's layers by default.
@@ -71,8 +74,9 @@ class MaskedSubspaceHead(nn.Module):
         self,
         projector: nn.Module,
         subspaces: int | Sequence[str],
-        masks: str | MaskParameterization = "normalized",
+        masks: str | MaskParameterization = "binary",
         uncertainty: Granularity | None = None,
+        composed: str | None = None,
         input_dim: int | None = None,
         output_dim: int | None = None,
     ) -> None:
@@ -82,7 +86,9 @@ class MaskedSubspaceHead(nn.Module):
             check_choice("uncertainty", uncertainty, GRANULARITIES)
         dim = _width("output", output_dim, projector)
         self.projector = projector
-        self.masks = make_masks(masks, len(self.subspaces), dim)
+        if composed is not None and (composed != self.subspaces[-1] or len(self.subspaces) == 1):
+            raise ValueError(f"composed: got {composed!r}, wanted the last of at least two subspaces: {self.subspaces}")
+        self.masks = make_masks(masks, len(self.subspaces), dim, composed is not None)
         self.granularity = uncertainty
         self.uncertainty: nn.Linear | None = None
         if uncertainty is not None:

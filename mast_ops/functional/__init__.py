@@ -8,6 +8,7 @@ from mast_ops.functional.moments import (
     subspace_variance,
 )
 from mast_ops.functional.pairs import masked_cosine_similarity, masked_distance
+from mast_ops.functional.sensitivity import subspace_sensitivity
 from mast_ops.functional.sparsity import (
     mask_coverage,
     mask_entropy,
@@ -33,6 +34,7 @@ __all__ = [
     "subspace_info_nce",
     "subspace_moments",
     "subspace_nt_xent",
+    "subspace_sensitivity",
     "subspace_sup_con",
     "subspace_variance",
     "uncertainty_invariance",

@@ -232,6 +232,17 @@ def _statistics(z: Tensor, distributed: bool, correction: int = 1, before: Tenso
     return _Statistics(centred, variance, num_samples)
 
 
+def spread(z0: Tensor, z1: Tensor, distributed: bool, before: Tensor | None) -> Tensor:
+    """Variance of every dimension over both views' batches, (D,), as a constant."""
+    views = widen(z0.detach(), z1.detach())
+    if not distributed:
+        variance = torch.stack([z.var(dim=0, correction=0) for z in views])
+    else:
+        first = _statistics(views[0], True, correction=0, before=before).variance
+        variance = torch.stack([first, _statistics(views[1], True, correction=0, before=first).variance])
+    return variance.mean(dim=0)
+
+
 def _hinge(variance: Tensor, masks: Tensor, eps: float) -> Tensor:
     hinge = torch.relu(1 - (masks.square() * variance + eps).sqrt())
     # 0 * inf is NaN: without it an infinite mask would look like a large deviation, and cost nothing.

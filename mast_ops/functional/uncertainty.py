@@ -77,9 +77,17 @@ def uncertainty_invariance(
     a dimension that a subspace leaves out says nothing about its variance.
 
     The likelihood's pull on an embedding grows without end as its pairs come closer (its weight is 1 / (2 v)),
-    which upsets a loss whose other terms are weighted against a mean-squared error. ``normalize`` multiplies
-    it by twice the batch's harmonic mean of ``v``, taken as a constant for each column of ``log_variance``: the
-    weights then average 1, and only how pairs compare with one another is left.
+    which upsets a loss whose other terms are weighted against a mean-squared error; and an ambiguous view is often
+    embedded near the mean, where distances are small, so that its variance is small as well. ``normalize`` answers
+    both. The variance is then that of the difference *relative* to the two embeddings, less the batch's mean and
+    masked, ``r_ik = |m_k (z0_i - z1_i)|^2 / (|m_k z0_i|^2 + |m_k z1_i|^2)``, 0 for a pair that agrees and 1 for one
+    that has nothing in common; its likelihood trains the prediction alone, and the prediction only weighs pairs::
+
+        w_ik d_ik + r_ik / v + log(v),    w_ik = (1 / v) / mean_i(1 / v)
+
+    where ``w`` and ``r`` are constants, ``d_ik`` is what there is without ``log_variance``, and the mean is over each
+    column of ``log_variance``. With a variance per dimension, the likelihood above is multiplied by twice the batch's
+    harmonic mean of ``v`` instead.
 
     Args:
         z0: Embedding of the first view, (N, D), floating point.
@@ -91,7 +99,7 @@ def uncertainty_invariance(
         distance: ``"squared"`` or ``"cosine"``.
         granularity: What the columns of ``log_variance`` are; by default told from their number, and asked
             for only where K == D > 1 leaves that open.
-        normalize: Whether the weights of each column of ``log_variance`` are scaled to a mean of 1 over the batch.
+        normalize: Whether pairs are only weighed against one another, with weights that average 1 over the batch.
         reduction: ``"none"``, or ``"mean"`` over samples and subspaces. A mean of squared distances with no variance,
             or one per dimension, sums over samples before masks act, and costs no more for K than for 1.
         gather_distributed: Whether the mean, and that of the weights with ``normalize``, is over the samples of all
@@ -148,16 +156,47 @@ def uncertainty_invariance(
             return ops.distance(z0, z1, squared, log_variance, scale, subspace, backend) / z0.shape[1]
         gap = _gap(z0, z1, squared, subspace, distance, backend)
         if log_variance is not None and scale is not None:
-            weight, price = scale * torch.exp(-log_variance), scale * log_variance
-            if subspace is not None:
-                own_column = subspace[:, None] if granularity == "subspace" else torch.zeros_like(subspace[:, None])
-                weight, price = (x.gather(1, own_column).squeeze(1) for x in (weight, price))
-            if distance == "squared":
-                price = price * _mass(squared, subspace)
-            gap = gap * weight + price
+            weight = own_column(scale * torch.exp(-log_variance), subspace)
+            if normalize:
+                doubt = own_column(log_variance, subspace)
+                mismatch = _mismatch(scale, z0, z1, squared.detach(), subspace, gather_distributed, backend)
+                gap = gap * weight.detach() + mismatch * torch.exp(-doubt) + doubt
+            else:
+                price = own_column(scale * log_variance, subspace)
+                gap = gap * weight + (price * _mass(squared, subspace) if distance == "squared" else price)
         if reduction == "none":
             return gap
         return over_ranks(gap.mean(), len(z0), gather_distributed)
+
+
+def own_column(x: Tensor, subspace: Tensor | None) -> Tensor:
+    """Of an (N, K) or (N, 1) table each sample's own entry, (N,); the table itself without ``subspace``."""
+    if subspace is None:
+        return x
+    column = subspace[:, None] if x.shape[1] > 1 else torch.zeros_like(subspace[:, None])
+    return x.gather(1, column).squeeze(1)
+
+
+def _mismatch(
+    before: Tensor,
+    z0: Tensor,
+    z1: Tensor,
+    squared: Tensor,
+    subspace: Tensor | None,
+    gather_distributed: bool,
+    backend: Backend,
+) -> Tensor:
+    """Masked squared distance of a pair relative to its squared norms, all less the batch's mean: a constant.
+
+    For ``before`` see :mod:`mast_ops.ops.collectives`.
+    """
+    z0, z1 = widen(z0.detach(), z1.detach())
+    total = torch.cat([z0.sum(dim=0) + z1.sum(dim=0), z0.new_full((1,), 2 * len(z0))])
+    if ops.ranks(gather_distributed) > 1:
+        total = ops.all_reduce(ops.after(total, before))
+    mean = total[:-1] / total[-1]
+    dot, norm0, norm1 = ops.products(z0 - mean, z1 - mean, squared, subspace, backend)
+    return 1 - 2 * dot / (norm0 + norm1).clamp_min(COSINE_EPS)
 
 
 def _harmonic_mean(log_variance: Tensor, gather_distributed: bool) -> Tensor:

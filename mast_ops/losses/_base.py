@@ -7,9 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from mast_ops import ops
-from mast_ops._checks import check_alike
+from mast_ops._checks import check_alike, check_non_negative
 from mast_ops.functional import combine_log_variance
 from mast_ops.functional.pairs import check_pairs
+from mast_ops.functional.sensitivity import sensitivity_after
 from mast_ops.ops import Backend, check_backend
 from mast_ops.output import SubspaceOutput
 
@@ -23,6 +24,9 @@ class Pair(NamedTuple):
     z1: Tensor
     masks: Tensor
     log_variance: Tensor | None
+
+
+_SENSITIVITY_EPS = 1e-4  # under the hinge's root, as in VICReg's
 
 
 class SubspaceLoss(nn.Module, ABC):
@@ -40,6 +44,10 @@ class SubspaceLoss(nn.Module, ABC):
     - Returns a scalar, float32 for half-precision input; with ``return_components`` also a dictionary of
       the terms, unweighted and detached, for logging.
 
+    With ``sensitivity_param`` > 0 and factorised pairs one more term asks what lies outside each mask to change with
+    that mask's augmentation, so that the features hold what it does: the sum over subspaces of
+    :func:`mast_ops.functional.subspace_sensitivity`. With masks of ones, or without ``subspace``, it is not there.
+
     With ``gather_distributed=True`` the loss is that of the batches of all ranks of torch.distributed's default
     process group put together, the same value on every rank, and the gradients that DDP or FSDP average over ranks
     are that loss's own. Ranks may have different numbers of samples, but each at least one, and all of them must
@@ -48,9 +56,13 @@ class SubspaceLoss(nn.Module, ABC):
     on all ranks, as parameters under DDP and FSDP are.
     """
 
-    def __init__(self, gather_distributed: bool = False, backend: Backend = "auto") -> None:
+    def __init__(
+        self, gather_distributed: bool = False, backend: Backend = "auto", sensitivity_param: float = 0.0
+    ) -> None:
         super().__init__()
         check_backend(backend)
+        check_non_negative("sensitivity_param", sensitivity_param)
+        self.sensitivity_param = sensitivity_param
         ops.ranks(gather_distributed)
         self.gather_distributed = gather_distributed
         self.backend: Backend = backend
@@ -58,6 +70,10 @@ class SubspaceLoss(nn.Module, ABC):
     @abstractmethod
     def terms(self, pair: Pair, subspace: Tensor | None) -> dict[str, tuple[float, Tensor]]:
         """Weight and value of every named term."""
+
+    def pair_weight(self, pair: Pair, subspace: Tensor) -> Tensor | None:
+        """How much each pair counts for sensitivity, (N,), up to a factor; None: all alike."""
+        return None
 
     @overload
     def forward(
@@ -91,6 +107,20 @@ class SubspaceLoss(nn.Module, ABC):
         pair = unpack(out0, out1, masks)
         check_pairs(pair.z0, pair.z1, pair.masks, subspace)
         terms = self.terms(pair, subspace)
+        if subspace is not None and self.sensitivity_param > 0:
+            *_, (_, before) = terms.values()
+            value = sensitivity_after(
+                before,
+                pair.z0,
+                pair.z1,
+                pair.masks,
+                subspace,
+                self.pair_weight(pair, subspace),
+                _SENSITIVITY_EPS,
+                self.gather_distributed,
+                self.backend,
+            ).sum()
+            terms["sensitivity"] = (self.sensitivity_param, value)
         loss = torch.stack([weight * value for weight, value in terms.values()]).sum()
         if not return_components:
             return loss

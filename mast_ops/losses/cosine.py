@@ -18,6 +18,8 @@ class SubspaceCosineLoss(SubspaceLoss):
         eps: Each norm counts as at least this; 1e-8 as in lightly.
         gather_distributed: Whether the batch is that of all ranks, see :class:`mast_ops.losses.SubspaceLoss`.
         backend: What computes it, see :data:`mast_ops.ops.Backend`.
+        sensitivity_param: Weight of the sensitivity of what masks leave out, see :class:`mast_ops.losses.SubspaceLoss`;
+            1 by `benchmarks/evidence`.
 
     Raises:
         ValueError: ``eps`` is not a positive number, or ``backend`` is unknown. On call: arguments that disagree.
@@ -32,8 +34,14 @@ class SubspaceCosineLoss(SubspaceLoss):
         tensor(-1.)
     """
 
-    def __init__(self, eps: float = 1e-8, gather_distributed: bool = False, backend: Backend = "auto") -> None:
-        super().__init__(gather_distributed, backend)
+    def __init__(
+        self,
+        eps: float = 1e-8,
+        gather_distributed: bool = False,
+        backend: Backend = "auto",
+        sensitivity_param: float = 1.0,
+    ) -> None:
+        super().__init__(gather_distributed, backend, sensitivity_param)
         check_positive("eps", eps)
         self.eps = eps
 

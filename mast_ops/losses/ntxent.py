@@ -16,6 +16,8 @@ class SubspaceNTXentLoss(SubspaceLoss):
         temperature: Divides the cosines; 0.5 as in lightly. An ``nn.Parameter`` of one element is learned.
         gather_distributed: Whether the batch is that of all ranks, see :class:`mast_ops.losses.SubspaceLoss`.
         backend: What computes it, see :data:`mast_ops.ops.Backend`.
+        sensitivity_param: Weight of the sensitivity of what masks leave out, see :class:`mast_ops.losses.SubspaceLoss`;
+            1 by `benchmarks/evidence`.
 
     Raises:
         ValueError: ``temperature`` is not a positive number, or ``backend`` is unknown. On call: arguments that
@@ -32,9 +34,13 @@ class SubspaceNTXentLoss(SubspaceLoss):
     """
 
     def __init__(
-        self, temperature: float | Tensor = 0.5, gather_distributed: bool = False, backend: Backend = "auto"
+        self,
+        temperature: float | Tensor = 0.5,
+        gather_distributed: bool = False,
+        backend: Backend = "auto",
+        sensitivity_param: float = 1.0,
     ) -> None:
-        super().__init__(gather_distributed, backend)
+        super().__init__(gather_distributed, backend, sensitivity_param)
         check_temperature(temperature)
         self.temperature = temperature
 

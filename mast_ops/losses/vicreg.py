@@ -6,9 +6,10 @@ from typing_extensions import override
 
 from mast_ops import ops
 from mast_ops._checks import check_choice, check_min_samples, check_non_negative, check_positive
+from mast_ops._precision import widen
 from mast_ops.functional import uncertainty_invariance
 from mast_ops.functional.moments import moments_after
-from mast_ops.functional.uncertainty import Granularity
+from mast_ops.functional.uncertainty import Granularity, own_column
 from mast_ops.losses._base import Pair, SubspaceLoss
 from mast_ops.ops import Backend
 
@@ -34,6 +35,8 @@ class SubspaceVICRegLoss(SubspaceLoss):
             ``lambda_param`` is meant for a mean-squared error; under the bare likelihood, whose weight grows
             as pairs come closer, the easiest subspace drives out the others.
         backend: What computes it, see :data:`mast_ops.ops.Backend`.
+        sensitivity_param: Weight of the sensitivity of what masks leave out, see :class:`mast_ops.losses.SubspaceLoss`;
+            10 by `benchmarks/evidence`. Predicted variances, but those per dimension, weigh its pairs too.
 
     Raises:
         ValueError: A negative weight, ``eps`` <= 0, unknown ``scope`` or ``backend``. On call: arguments that
@@ -62,14 +65,23 @@ class SubspaceVICRegLoss(SubspaceLoss):
         granularity: Granularity | None = None,
         normalize: bool = True,
         backend: Backend = "auto",
+        sensitivity_param: float = 10.0,
     ) -> None:
-        super().__init__(gather_distributed, backend)
+        super().__init__(gather_distributed, backend, sensitivity_param)
         for name, weight in (("lambda_param", lambda_param), ("mu_param", mu_param), ("nu_param", nu_param)):
             check_non_negative(name, weight)
         check_positive("eps", eps)
         check_choice("scope", scope, ("embedding", "subspace"))
         self.lambda_param, self.mu_param, self.nu_param = lambda_param, mu_param, nu_param
         self.eps, self.scope, self.granularity, self.normalize = eps, scope, granularity, normalize
+
+    @override
+    def pair_weight(self, pair: Pair, subspace: Tensor) -> Tensor | None:
+        log_variance = pair.log_variance
+        if log_variance is None or self.granularity == "dimension" or log_variance.shape[1] not in (1, len(pair.masks)):
+            return None
+        (own,) = widen(own_column(log_variance.detach(), subspace))
+        return torch.exp(own.min() - own)
 
     @override
     def terms(self, pair: Pair, subspace: Tensor | None) -> dict[str, tuple[float, Tensor]]:

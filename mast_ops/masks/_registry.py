@@ -1,0 +1,68 @@
+"""Parameterisations by name, and as a checkpoint describes them."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from mast_ops._checks import check_choice
+from mast_ops.masks.binary import BinaryMasks
+from mast_ops.masks.composed import ComposedMasks
+from mast_ops.masks.hard_concrete import HardConcreteMasks
+from mast_ops.masks.normalized import NormalizedMasks
+from mast_ops.masks.parameterization import MaskParameterization
+from mast_ops.masks.smooth import ReLUMasks, SigmoidMasks, SoftplusMasks
+
+MASKS: dict[str, type[MaskParameterization]] = {
+    "sigmoid": SigmoidMasks,
+    "relu": ReLUMasks,
+    "softplus": SoftplusMasks,
+    "hard_concrete": HardConcreteMasks,
+    "normalized": NormalizedMasks,
+    "binary": BinaryMasks,
+}
+
+
+_COMPOSED = "composed"
+
+
+def make_masks(
+    masks: str | MaskParameterization, num_subspaces: int, dim: int, composed: bool = False
+) -> MaskParameterization:
+    """A parameterisation by name with its defaults, or a ready one after a check of its shape.
+
+    With ``composed`` the last row is the product of the others.
+    """
+    if composed and not isinstance(masks, ComposedMasks):
+        return ComposedMasks(make_masks(masks, num_subspaces - 1, dim))
+    if isinstance(masks, MaskParameterization):
+        got = (masks.num_subspaces, masks.dim)
+        if got != (num_subspaces, dim):
+            raise ValueError(f"masks: got (K, D) = {got}, wanted {(num_subspaces, dim)}")
+        return masks
+    check_choice("masks", masks, tuple(MASKS))
+    return MASKS[masks](num_subspaces, dim)  # type: ignore[call-arg]
+
+
+def describe_masks(masks: MaskParameterization) -> dict[str, Any]:
+    """Kind and settings as a checkpoint carries them. The kind of a class of the user's own is its name."""
+    if isinstance(masks, ComposedMasks):
+        return {"kind": _COMPOSED, **masks.settings()}
+    kinds = [name for name, kind in MASKS.items() if type(masks) is kind]
+    return {"kind": kinds[0] if kinds else type(masks).__qualname__, **masks.settings()}
+
+
+def masks_from_description(description: Mapping[str, Any], weight: Tensor) -> MaskParameterization | None:
+    """What :func:`describe_masks` described, with this ``weight``; None for a class of the user's own."""
+    settings = dict(description)
+    if settings["kind"] == _COMPOSED:
+        each = masks_from_description(settings["each"], weight)
+        return None if each is None else ComposedMasks(each)
+    kind = MASKS.get(settings.pop("kind"))
+    if kind is None:
+        return None
+    if "stretch" in settings:
+        settings["stretch"] = tuple(settings["stretch"])
+    masks = kind(*weight.shape, **settings)
+    masks.weight = nn.Parameter(weight.detach().clone(), requires_grad=False)
+    return masks.eval()
