@@ -5,6 +5,8 @@ import os
 from pathlib import Path
 
 os.environ["TORCHINDUCTOR_FORCE_DISABLE_CACHES"] = "1"
+if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 0)):  # as many threads as leave each a core
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
 
 import pytest
 import torch
