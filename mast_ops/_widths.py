@@ -43,16 +43,18 @@ def _tried_width(module: nn.Module, end: Literal["input", "output"]) -> int | No
     layout; the module is sure when it takes one of them alone. Nothing of the module itself changes.
     """
     layers = [layer for layer in module.modules() if isinstance(layer, (nn.Linear, nn.LayerNorm, *_NORMS))]
-    candidates = {infer_width(layer, "input") for layer in layers} - {None}
+    candidates = [width for width in {infer_width(layer, "input") for layer in layers} if width is not None]
+    memo: dict[int, Tensor] = {}
     try:
-        memo = {id(p): nn.Parameter(torch.empty_like(p, device="meta"), p.requires_grad) for p in module.parameters()}
+        memo |= {id(p): nn.Parameter(torch.empty_like(p, device="meta"), p.requires_grad) for p in module.parameters()}
         memo |= {id(b): torch.empty_like(b, device="meta") for b in module.buffers()}
         twin = copy.deepcopy(module, memo).eval()
     except Exception:  # of any kind: the module is the user's
         return None
     taken: set[tuple[int, int]] = set()
     for width in candidates:
-        for shape in ((2, width), (2, width, 2, 2), (2, 2, 2, width)):
+        shapes: list[tuple[int, ...]] = [(2, width), (2, width, 2, 2), (2, 2, 2, width)]
+        for shape in shapes:
             try:
                 with torch.no_grad():
                     out = twin(torch.empty(shape, device="meta"))
