@@ -17,7 +17,6 @@ from benchmarks.contenders import SUITES
 from benchmarks.stats import summary
 
 ROOT = Path(__file__).parent.parent
-pytestmark = pytest.mark.xdist_group("benchmarks")  # one worker: the run that is looked at is made once
 MARKED = "\n".join(
     f"<!-- benchmarks:{name} -->\nstale table\n<!-- /benchmarks:{name} -->" for name in (*readme.DEVICES, "distributed")
 )

@@ -25,7 +25,6 @@ from mast_ops import (
 )
 from mast_ops.ops.ring import _Ring
 
-pytestmark = pytest.mark.xdist_group("distributed")  # one worker: groups of processes are started once
 D, K = 5, 3
 SIZES = {2: (5, 2), 3: (4, 1, 3), 4: (2, 3, 1, 2)}  # an uneven batch for each number of ranks
 LOSSES = {

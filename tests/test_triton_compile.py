@@ -17,7 +17,6 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.xdist_group("triton_compile")  # one worker: the table is made once
 SHARED = {90: 227 * 1024, 80: 163 * 1024}  # bytes a program can have
 
 
