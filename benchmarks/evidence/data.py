@@ -42,9 +42,7 @@ def _folder(folder: Path) -> tuple[Tensor, Tensor, Tensor]:
     from torchvision import transforms
     from torchvision.datasets import ImageFolder
 
-    shrink = transforms.Compose(
-        [transforms.Resize(_OBJECT), transforms.CenterCrop(_OBJECT), transforms.ToTensor()]
-    )
+    shrink = transforms.Compose([transforms.Resize(_OBJECT), transforms.CenterCrop(_OBJECT), transforms.ToTensor()])
     images, labels = zip(*ImageFolder(str(folder), shrink), strict=True)
     colors = torch.stack(images)
     return colors, torch.ones_like(colors[:, :1]), torch.tensor(labels)

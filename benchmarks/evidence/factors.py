@@ -22,7 +22,14 @@ TASKS = {  # name: the augmentation that changes it
     "scale": "scale",
     "sharpness": "blur",
 }
-CHANCE = {"class": 10.0, "color": 100 / 8, "orientation": 100 / 6, "position": 100 / 9, "scale": 25.0, "sharpness": 25.0}
+CHANCE = {
+    "class": 10.0,
+    "color": 100 / 8,
+    "orientation": 100 / 6,
+    "position": 100 / 9,
+    "scale": 25.0,
+    "sharpness": 25.0,
+}
 RELATED = "tint"  # a seventh augmentation, for one experiment: it moves the hue as "color" does
 
 Draws = dict[str, Tensor]
@@ -98,7 +105,9 @@ def _background(photographs: Tensor, draw: Tensor) -> Tensor:
     which = (draw[:, 0] * len(photographs)).long().clamp(max=len(photographs) - 1)
     room = photographs.shape[2] - 2 * SIZE
     rows, columns = ((draw[:, i, None] * room).long() + 2 * torch.arange(SIZE) for i in (1, 2))
-    return photographs.permute(0, 2, 3, 1)[which[:, None, None], rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+    return photographs.permute(0, 2, 3, 1)[which[:, None, None], rows[:, :, None], columns[:, None, :]].permute(
+        0, 3, 1, 2
+    )
 
 
 def _bins(numbers: Tensor, count: int) -> Tensor:

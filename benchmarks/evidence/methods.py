@@ -13,8 +13,8 @@ class Method:
     title: str
     base: Literal["vicreg", "simclr", "byol", "supervised", "random"]
     pairs: Literal["composed", "factorised", "half composed", "all but one"] = "composed"
-    differs: tuple[str, ...] = AUGMENTATIONS
-    """Augmentations that composed pairs differ in."""
+    shared: tuple[str, ...] = ()
+    """Augmentations that composed pairs do not differ in."""
     masks: str | None = None
     learned: bool = True
     coverage: float = 0.95
@@ -37,9 +37,7 @@ def _of_base(base: str) -> dict[str, Method]:
     methods = {
         "composed": composed,
         **{
-            f"without-{name}": replace(
-                composed, title=f"composed without {name}", differs=tuple(a for a in AUGMENTATIONS if a != name)
-            )
+            f"without-{name}": replace(composed, title=f"composed without {name}", shared=(name,))
             for name in AUGMENTATIONS
             if name != "background"
         },
