@@ -58,9 +58,11 @@ def main(argv: list[str] | None = None) -> None:
     }
     print(report.text(document))
     args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "results.json").write_text(json.dumps(document, indent=1) + "\n")
-    report.figures(document, args.out)
-    print(f"\nresults.json and figures are in {args.out}")
+    path = args.json or args.out / "results.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(document, indent=1) + "\n")
+    report.figures(document, path.parent)
+    print(f"\n{path.name} and figures are in {path.parent}")
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -76,7 +78,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
     add("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
     add("--jobs", type=int, help="runs at a time; default: one a core, or one on a GPU")
     add("--data", type=Path, metavar="DIR", help="a folder of images, one folder per class, in place of the digits")
-    add("--out", type=Path, default=Path("out/evidence"), help="folder of runs, JSON and figures")
+    add("--out", type=Path, default=Path("out/evidence"), help="folder of runs, of JSON and of figures")
+    add("--json", type=Path, metavar="FILE", help="where the results go, figures beside them; default: into --out")
     add("--quick", action="store_true")
     args = parser.parse_args(argv)
     args.suite = args.suite or (["methods"] if args.quick else list(SUITES))

@@ -60,7 +60,7 @@ def evaluate(trained: Trained, data: Renderings) -> dict[str, Any]:
 def _linear(train: Tensor, y: Tensor, test: Tensor, y_test: Tensor) -> float:
     """Accuracy in percent."""
     scaler = StandardScaler().fit(train.numpy())
-    classifier = LogisticRegression(C=0.03, max_iter=60, tol=1e-3)
+    classifier = LogisticRegression(C=0.03, max_iter=200, tol=1e-3)
     classifier.fit(scaler.transform(train.numpy()), y.numpy())
     return 100 * float(classifier.score(scaler.transform(test.numpy()), y_test.numpy()))
 

@@ -1,6 +1,6 @@
 """Every method of the table, as what it does differently. All share backbone, steps, optimizer and budget."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from benchmarks.evidence.factors import AUGMENTATIONS, RELATED
@@ -10,7 +10,7 @@ BASES = ("vicreg", "simclr", "byol")
 
 @dataclass(frozen=True)
 class Method:
-    title: str
+    title: str = field(compare=False)
     base: Literal["vicreg", "simclr", "byol", "supervised", "random"]
     pairs: Literal["composed", "factorised", "half composed", "all but one"] = "composed"
     shared: tuple[str, ...] = ()
@@ -56,8 +56,9 @@ _ALL = {key: method for base in BASES for key, method in _of_base(base).items()}
 METHODS: dict[str, Method] = {
     key: method
     for key, method in _ALL.items()
-    # The other two losses have no use for a predicted variance; the oracle's subsets are searched with VICReg alone.
-    if key.startswith("vicreg") or not ("uncertainty" in key or "without" in key)
+    # Variances are VICReg's alone, BYOL's loss has no sensitivity by default, and one oracle is enough.
+    if key.startswith("vicreg")
+    or not any(part in key for part in ("uncertainty", "without", "half", "byol/fixed-sensitive"))
 } | {
     "supervised": Method("supervised, each task its own", "supervised"),
     "random": Method("random features", "random"),
@@ -94,3 +95,9 @@ RELATION: dict[str, Method] = {
     for rate in (1, 10)
 }
 SUITES = {"methods": METHODS, "ablations": ABLATIONS, "noise": NOISE, "relation": RELATION}
+
+
+def canonical(suite: str, name: str) -> tuple[str, str]:
+    """The first place of the same method: it is run once."""
+    method = SUITES[suite][name]
+    return next((s, n) for s, methods in SUITES.items() for n, other in methods.items() if other == method)

@@ -13,7 +13,7 @@ import torch
 from benchmarks.evidence import data
 from benchmarks.evidence.evaluate import Renderings, evaluate, subspaces, uncertainty
 from benchmarks.evidence.factors import AUGMENTATIONS, Scenes
-from benchmarks.evidence.methods import SUITES
+from benchmarks.evidence.methods import SUITES, canonical
 from benchmarks.evidence.train import Settings, train
 
 
@@ -28,23 +28,33 @@ class Run(NamedTuple):
 
     @property
     def path(self) -> Path:
-        name = f"{self.suite} {self.method} {self.seed} {self.settings.steps}".replace("/", "-").replace(" ", "_")
+        parts = *canonical(self.suite, self.method), self.seed, self.settings.steps, self.settings.batch
+        name = " ".join(map(str, parts)).replace("/", "-").replace(" ", "_")
         return Path(self.out) / f"{name}.json"
 
 
 def execute(runs: list[Run], jobs: int) -> Iterator[tuple[Run, dict[str, Any]]]:
     """Results in the order in which they are there; those of an earlier call are read."""
-    waiting = []
+    by_path: dict[Path, list[Run]] = {}
     for run in runs:
-        if run.path.exists():
-            yield run, json.loads(run.path.read_text())
+        by_path.setdefault(run.path, []).append(run)
+    waiting = []
+    for path, same in by_path.items():
+        if path.exists():
+            result = json.loads(path.read_text())
+            yield from ((run, result) for run in same)
         else:
-            waiting.append(run)
-    if jobs == 1:
-        yield from map(_work, waiting)
-    elif waiting:
-        with multiprocessing.get_context("spawn").Pool(jobs, torch.set_num_threads, (1,)) as pool:
-            yield from pool.imap_unordered(_work, waiting)
+            waiting.append(same[0])
+    for run, result in _each(waiting, jobs):
+        yield from ((other, result) for other in by_path[run.path])
+
+
+def _each(runs: list[Run], jobs: int) -> Iterator[tuple[Run, dict[str, Any]]]:
+    if jobs == 1 or not runs:
+        yield from map(_work, runs)
+        return
+    with multiprocessing.get_context("spawn").Pool(jobs, torch.set_num_threads, (1,)) as pool:
+        yield from pool.imap_unordered(_work, runs)
 
 
 def _work(run: Run) -> tuple[Run, dict[str, Any]]:
