@@ -16,10 +16,12 @@ from typing import Any
 
 from benchmarks import summary, tables
 from benchmarks.distributed import __main__ as distributed
+from benchmarks.evidence import report
 
 ROOT = Path(__file__).parent.parent
 DEVICES = ("cpu", "gpu")
 RANKS = Path("cpu") / "distributed.json"
+EVIDENCE = Path("evidence")  # a folder: README has its main file's methods
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -32,6 +34,7 @@ def main(argv: list[str] | None = None) -> None:
     for device in DEVICES:
         front = replace(front, device, short(args.results / device, args.readme.parent))
     front = replace(front, "distributed", ranks(args.results / RANKS, brief=True))
+    front = replace(front, "evidence", evidence(args.results / EVIDENCE / "results.json", brief=True))
     full = "\n\n".join(
         [
             "# What `python -m benchmarks` measured",
@@ -39,6 +42,8 @@ def main(argv: list[str] | None = None) -> None:
             tables.LEGEND,
             *(f"## {device.upper()}\n\n{block(args.results / device, args.results)}" for device in DEVICES),
             f"## Many ranks\n\n{ranks(args.results / RANKS)}",
+            "## Evidence",
+            *(evidence(file) for file in sorted((args.results / EVIDENCE).glob("*.json"), reverse=True)),
         ]
     )
     for path, new in ((args.readme, front), (args.results / "README.md", full + "\n")):
@@ -76,6 +81,20 @@ def ranks(file: Path, brief: bool = False) -> str:
     commit, date, torch = document["git"]["commit"], document["date"], document["versions"]["torch"]
     caption = f"gloo on CPU, torch {torch}; commit {(commit or 'none')[:9]}, {date[:10]}. `{document['command']}`"
     return f"{caption}\n\n{distributed.text(document, brief)}"
+
+
+def evidence(file: Path, brief: bool = False) -> str:
+    """What features are worth, under a caption."""
+    if not file.exists():
+        return "Not measured."
+    document = json.loads(file.read_text())
+    machine, settings, seeds = document["machine"], document["settings"], ", ".join(map(str, document["seeds"]))
+    caption = (
+        f"{machine['gpu'] or machine['cpu']}, torch {document['versions']['torch']}; commit "
+        f"{(document['git']['commit'] or 'none')[:9]}, {document['date'][:10]}; {settings['steps']} steps of "
+        f"{settings['batch']} images, seeds {seeds}; mean ± half of the 95 % interval. `{document['command']}`"
+    )
+    return f"{caption}\n\n{report.short(document) if brief else report.text(document)}"
 
 
 def block(folder: Path, root: Path) -> str:

@@ -64,6 +64,12 @@ def text(document: dict[str, Any]) -> str:
     return "\n\n".join(part for part in parts if part)
 
 
+def short(document: dict[str, Any]) -> str:
+    """README's table: VICReg's rows and the bounds, linear probes."""
+    methods = document["results"]["methods"]
+    return probes({name: runs for name, runs in methods.items() if not name.startswith(("simclr/", "byol/"))}, "linear")
+
+
 def probes(methods: dict[str, dict[int, Any]], kind: str, suite: str = "methods") -> str:
     """Accuracy by task: mean and half of the 95 % interval."""
     heading = {"linear": "linear probe, %", "knn": "20 nearest neighbours, %"}[kind]
