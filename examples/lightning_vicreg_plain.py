@@ -1,4 +1,7 @@
-"""VICReg with Lightning: `python examples/lightning_vicreg_plain.py`, with MAST `python examples/lightning_vicreg.py`."""
+"""VICReg with Lightning.
+
+`python examples/lightning_vicreg_plain.py`, with MAST `python examples/lightning_vicreg.py`.
+"""
 
 import argparse
 
