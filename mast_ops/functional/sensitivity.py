@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from mast_ops import ops
-from mast_ops._checks import check_min_samples, check_positive
+from mast_ops._checks import check_min_samples, check_positive, check_weight
 from mast_ops._precision import no_autocast, widen
 from mast_ops.functional.moments import spread
 from mast_ops.functional.pairs import check_pairs, select_rows
@@ -23,10 +23,11 @@ def subspace_sensitivity(
 ) -> Tensor:
     """How far the dimensions outside each mask are from changing with that mask's augmentation.
 
-    ``mean_d relu(1 - m_kd) relu(1 - sqrt(r_kd + eps))``, where ``r_kd = mean_i (z0_id - z1_id)^2 / (2 var(z_d))`` over
-    the pairs of subspace k. ``r`` is 0 for a dimension that is invariant to augmentation k, and 1 for one whose
-    variance is all its doing. It is VICReg's variance hinge, on differences of pairs and outside of the masks: without
-    it nothing asks a free dimension to hold what the others give up. A mask of ones has no outside, and costs nothing.
+    ``mean_d relu(1 - |m_kd|) relu(1 - sqrt(r_kd + eps))``, where ``r_kd = mean_i (z0_id - z1_id)^2 / (2 var(z_d))``
+    over the pairs of subspace k, and ``var`` is the mean of the two views' variances over the whole batch, at least
+    ``eps``. ``r`` is 0 for a dimension that is invariant to augmentation k, and 1 for one whose variance is all its
+    doing. It is VICReg's variance hinge, on differences of pairs and outside of the masks: without it nothing asks a
+    free dimension to hold what the others give up. A mask of ones has no outside, and costs nothing.
 
     Samples are summed before masks act, so that all K cost about as much as one, and nothing of size N x K x D exists.
 
@@ -38,7 +39,7 @@ def subspace_sensitivity(
             nothing.
         weight: (N,), how much pair i counts, >= 0: pairs that predicted uncertainty calls ambiguous should not pass
             for sensitivity. A constant: it gets no gradient. Default: all alike.
-        eps: Under the square root, so that an invariant dimension has a gradient.
+        eps: Under the square root, so that an invariant dimension has a gradient; and below the variance.
         gather_distributed: Whether the batch is that of all ranks; sums are reduced, not gathered. See
             :class:`mast_ops.losses.SubspaceLoss`.
         backend: What computes it, see :data:`mast_ops.ops.Backend`.
@@ -48,7 +49,8 @@ def subspace_sensitivity(
 
     Raises:
         ValueError, TypeError: The arguments disagree in shape, dtype or device, are empty or integer, fewer than two
-            samples, ``subspace`` is out of range, ``eps`` <= 0, or the asked backend cannot run.
+            samples, ``subspace`` is out of range, ``weight`` has a negative entry, ``eps`` <= 0, or the asked backend
+            cannot run.
 
     Source: ours; the hinge is VICReg's (arXiv 2105.04906), equation 1.
 
@@ -79,8 +81,8 @@ def sensitivity_after(
     """The same, with ranks told nothing before they were told ``before``: see :mod:`mast_ops.ops.collectives`."""
     check_positive("eps", eps)
     check_pairs(z0, z1, masks, subspace)
-    if weight is not None and weight.shape != subspace.shape:
-        raise ValueError(f"weight: got shape {tuple(weight.shape)}, wanted {tuple(subspace.shape)}")
+    if weight is not None:
+        check_weight("weight", weight, z0)
     distributed = ops.ranks(gather_distributed) > 1
     if not distributed:
         check_min_samples(z0.shape[0], 2, "a variance over the batch needs two")
@@ -97,11 +99,12 @@ def sensitivity_after(
         member = select_rows(torch.eye(num_subspaces, dtype=masks.dtype, device=masks.device), subspace)
         count = counted @ member
         if distributed:
-            totals = torch.cat([sums, count[:, None]], dim=1)
-            totals = ops.all_reduce(ops.after(totals, variance))
+            totals = ops.after(torch.cat([sums, count[:, None]], dim=1), variance)
+            totals = ops.all_reduce(totals if before is None else ops.after(totals, before))
             sums, count = totals[:, :-1], totals[:, -1]
         present = count > 0
         ratio = sums / (2 * torch.where(present, count, 1))[:, None] / variance.clamp_min(eps)
         hinge = torch.relu(1 - (ratio + eps).sqrt()) * present[:, None]
+        outside = torch.relu(1 - torch.where(masks < 0, -masks, masks))  # not abs: it has no gradient at 0
         # 0 * inf is NaN: an infinite mask must not look like one without an outside.
-        return (torch.relu(1 - masks) * hinge + 0 * masks).mean(dim=1)
+        return (outside * hinge + 0 * masks).mean(dim=1)
