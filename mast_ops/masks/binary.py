@@ -64,10 +64,14 @@ class BinaryMasks(MaskParameterization):
     @torch.no_grad()
     def reset_parameters(self) -> None:
         nn.init.normal_(self.weight, self.mean, self.std)
-        closed = self.dim - self.num_open
+        sizes = self.dim - self.num_open, self.num_open
         order = torch.randperm(self.dim, device=self.weight.device)
         for k, row in enumerate(self.weight):
-            row[order[(k * closed + torch.arange(closed, device=order.device)) % self.dim]] -= 5 * self.std
+            own, others = order.roll(-k * sizes[0]).split(sizes)
+            row[own] -= 5 * self.std
+            low, high = row.sort().values.split(sizes)  # with many dimensions tails reach across, and change places
+            row[own[row[own].argsort()]] = low
+            row[others[row[others].argsort()]] = high
 
     def forward(self) -> Tensor:
         ordered = self.weight.detach().sort(dim=1, descending=True)
