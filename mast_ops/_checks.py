@@ -127,12 +127,12 @@ def check_min_samples(num_samples: int, wanted: int, why: str, name: str = "z0")
 
 
 def check_positive(name: str, value: float) -> None:
-    if not (math.isfinite(value) and value > 0):
+    if not 0 < value < math.inf:
         raise ValueError(f"{name}: got {value}, wanted a finite number > 0")
 
 
 def check_non_negative(name: str, value: float) -> None:
-    if not (math.isfinite(value) and value >= 0):
+    if not 0 <= value < math.inf:
         raise ValueError(f"{name}: got {value}, wanted a finite number >= 0")
 
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from mast_ops import ops
-from mast_ops._checks import check_min_samples, check_positive, check_weight
+from mast_ops._checks import check_min_samples, check_positive, check_subspace, check_weight
 from mast_ops._precision import no_autocast, widen
 from mast_ops.functional.moments import spread
 from mast_ops.functional.pairs import check_pairs, select_rows
@@ -80,7 +80,8 @@ def sensitivity_after(
 ) -> Tensor:
     """The same, with ranks told nothing before they were told ``before``: see :mod:`mast_ops.ops.collectives`."""
     check_positive("eps", eps)
-    check_pairs(z0, z1, masks, subspace)
+    check_pairs(z0, z1, masks, None)
+    check_subspace(subspace, z0.shape[0], masks.shape[0], z0.device)
     if weight is not None:
         check_weight("weight", weight, z0)
     distributed = ops.ranks(gather_distributed) > 1
