@@ -64,14 +64,15 @@ class BinaryMasks(MaskParameterization):
     @torch.no_grad()
     def reset_parameters(self) -> None:
         nn.init.normal_(self.weight, self.mean, self.std)
-        sizes = self.dim - self.num_open, self.num_open
+        closed = self.dim - self.num_open
         order = torch.randperm(self.dim, device=self.weight.device)
         for k, row in enumerate(self.weight):
-            own, others = order.roll(-k * sizes[0]).split(sizes)
+            places = order.roll(-k * closed)
+            own, others = places[:closed], places[closed:]
             row[own] -= 5 * self.std
-            low, high = row.sort().values.split(sizes)  # with many dimensions tails reach across, and change places
-            row[own[row[own].argsort()]] = low
-            row[others[row[others].argsort()]] = high
+            ordered = row.sort().values  # of many dimensions the tails reach across: those values change places
+            row[own[row[own].argsort()]] = ordered[:closed]
+            row[others[row[others].argsort()]] = ordered[closed:]
 
     def forward(self) -> Tensor:
         ordered = self.weight.detach().sort(dim=1, descending=True)
