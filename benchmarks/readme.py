@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import summary, tables
+from benchmarks.distributed import __main__ as distributed
 
 ROOT = Path(__file__).parent.parent
 DEVICES = ("cpu", "gpu")
+RANKS = Path("cpu") / "distributed.json"
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -29,12 +31,14 @@ def main(argv: list[str] | None = None) -> None:
     front = args.readme.read_text()
     for device in DEVICES:
         front = replace(front, device, short(args.results / device, args.readme.parent))
+    front = replace(front, "distributed", ranks(args.results / RANKS, brief=True))
     full = "\n\n".join(
         [
             "# What `python -m benchmarks` measured",
             "Made by `python -m benchmarks.readme` from the JSON files here.",
             tables.LEGEND,
             *(f"## {device.upper()}\n\n{block(args.results / device, args.results)}" for device in DEVICES),
+            f"## Many ranks\n\n{ranks(args.results / RANKS)}",
         ]
     )
     for path, new in ((args.readme, front), (args.results / "README.md", full + "\n")):
@@ -62,6 +66,16 @@ def short(folder: Path, root: Path) -> str:
     ]
     parts += [summary.LEGEND] if parts else []
     return "\n\n".join([*parts, *(picture for *_, picture in found if picture)]) or "Not measured."
+
+
+def ranks(file: Path, brief: bool = False) -> str:
+    """What a batch over many ranks costs each of them, under a caption."""
+    if not file.exists():
+        return "Not measured."
+    document = json.loads(file.read_text())
+    commit, date, torch = document["git"]["commit"], document["date"], document["versions"]["torch"]
+    caption = f"gloo on CPU, torch {torch}; commit {(commit or 'none')[:9]}, {date[:10]}. `{document['command']}`"
+    return f"{caption}\n\n{distributed.text(document, brief)}"
 
 
 def block(folder: Path, root: Path) -> str:
@@ -97,7 +111,8 @@ def _keys(document: dict[str, Any]) -> dict[str, tuple[str, str]]:
 
 
 def _documents(folder: Path) -> list[tuple[Path, dict[str, Any]]]:
-    return [(path, json.loads(path.read_text())) for path in sorted(folder.glob("*.json"))]
+    files = [path for path in sorted(folder.glob("*.json")) if path.name != RANKS.name]
+    return [(path, json.loads(path.read_text())) for path in files]
 
 
 if __name__ == "__main__":

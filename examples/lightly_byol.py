@@ -31,9 +31,8 @@ class BYOL(nn.Module):
     def __init__(self, backbone: nn.Module) -> None:
         super().__init__()
         self.backbone = backbone
-        self.projection_head = BYOLProjectionHead(digits.DIM, 2 * digits.DIM, digits.DIM)
-        predictor = BYOLPredictionHead(digits.DIM, 2 * digits.DIM, digits.DIM)
-        self.prediction_head = MaskedSubspaceHead(predictor, transform.subspaces)
+        self.projection_head = BYOLProjectionHead(128, 256, 128)
+        self.prediction_head = MaskedSubspaceHead(BYOLPredictionHead(128, 256, 128), transform.subspaces)
         self.backbone_momentum = copy.deepcopy(self.backbone)
         self.projection_head_momentum = copy.deepcopy(self.projection_head)
         deactivate_requires_grad(self.backbone_momentum)
@@ -54,8 +53,9 @@ for views, _ in (progress := tqdm(digits.loader(transform, args.steps))):
     update_momentum(model.backbone, model.backbone_momentum, m=0.99)
     update_momentum(model.projection_head, model.projection_head_momentum, m=0.99)
     x0, x1, subspace = views
-    pairs = (model(x0), model.forward_momentum(x1)), (model(x1), model.forward_momentum(x0))
-    loss = sum(criterion(p, z, subspace=subspace) for p, z in pairs) / 2
+    p0, z0 = model(x0), model.forward_momentum(x0)
+    p1, z1 = model(x1), model.forward_momentum(x1)
+    loss = 0.5 * (criterion(p0, z1, subspace=subspace) + criterion(p1, z0, subspace=subspace))
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()

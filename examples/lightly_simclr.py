@@ -29,8 +29,7 @@ class SimCLR(nn.Module):
     def __init__(self, backbone: nn.Module) -> None:
         super().__init__()
         self.backbone = backbone
-        projector = SimCLRProjectionHead(digits.DIM, digits.DIM, digits.DIM)
-        self.projection_head = MaskedSubspaceHead(projector, transform.subspaces)
+        self.projection_head = MaskedSubspaceHead(SimCLRProjectionHead(128, 128, 128), transform.subspaces)
 
     def forward(self, x):
         return self.projection_head(self.backbone(x))

@@ -30,7 +30,7 @@ class SimCLR(nn.Module):
     def __init__(self, backbone: nn.Module) -> None:
         super().__init__()
         self.backbone = backbone
-        self.projection_head = SimCLRProjectionHead(digits.DIM, digits.DIM, digits.DIM)
+        self.projection_head = SimCLRProjectionHead(128, 128, 128)
 
     def forward(self, x):
         return self.projection_head(self.backbone(x))

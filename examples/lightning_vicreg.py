@@ -1,13 +1,10 @@
-"""VICReg with Lightning.
-
-`python examples/lightning_vicreg_plain.py`, with MAST `python examples/lightning_vicreg.py`.
-"""
+"""VICReg in Lightning: `python examples/lightning_vicreg_plain.py`, with MAST `python examples/lightning_vicreg.py`."""
 
 import argparse
 
 import pytorch_lightning as pl
 import torch
-from lightly.models.modules import VICRegProjectionHead
+from lightly.models.modules.heads import VICRegProjectionHead
 from torchvision.transforms import v2 as T
 
 import digits
@@ -31,8 +28,7 @@ class VICReg(pl.LightningModule):
     def __init__(self) -> None:
         super().__init__()
         self.backbone = digits.make_backbone()
-        projector = VICRegProjectionHead(digits.DIM, 2 * digits.DIM, 2 * digits.DIM)
-        self.projection_head = MaskedSubspaceHead(projector, transform.subspaces)
+        self.projection_head = MaskedSubspaceHead(VICRegProjectionHead(128, 256, 256), transform.subspaces)
         self.criterion = SubspaceVICRegLoss()
 
     def forward(self, x):

@@ -1,14 +1,11 @@
-"""VICReg with Lightning.
-
-`python examples/lightning_vicreg_plain.py`, with MAST `python examples/lightning_vicreg.py`.
-"""
+"""VICReg in Lightning: `python examples/lightning_vicreg_plain.py`, with MAST `python examples/lightning_vicreg.py`."""
 
 import argparse
 
 import pytorch_lightning as pl
 import torch
 from lightly.loss import VICRegLoss
-from lightly.models.modules import VICRegProjectionHead
+from lightly.models.modules.heads import VICRegProjectionHead
 from lightly.transforms.multi_view_transform import MultiViewTransform
 from torchvision.transforms import v2 as T
 
@@ -32,7 +29,7 @@ class VICReg(pl.LightningModule):
     def __init__(self) -> None:
         super().__init__()
         self.backbone = digits.make_backbone()
-        self.projection_head = VICRegProjectionHead(digits.DIM, 2 * digits.DIM, 2 * digits.DIM)
+        self.projection_head = VICRegProjectionHead(128, 256, 256)
         self.criterion = VICRegLoss()
 
     def forward(self, x):

@@ -53,12 +53,12 @@ def train(method: str, images: Tensor, steps: int, seed: int) -> tuple[nn.Module
     views = FactorizedViews(AUGMENTATIONS, composed=composed, batched=True)
     backbone, projector = make_backbone(), make_projector()
     criterion = SubspaceVICRegLoss()
-    groups = [{"params": [*backbone.parameters(), *projector.parameters()], "lr": 2e-3}]
+    groups = [{"params": [*backbone.parameters(), *projector.parameters()]}]
     if masked:
-        head = MaskedSubspaceHead(projector, subspaces=views.subspaces, uncertainty="subspace")
+        head = MaskedSubspaceHead(projector, views.subspaces, uncertainty="subspace", composed=views.composed)
         groups[0]["params"] += head.uncertainty.parameters()
-        groups.append({"params": head.masks.parameters(), "lr": 2e-2})
-    optimizer = torch.optim.Adam(groups)
+        groups.append({"params": head.masks.parameters()})
+    optimizer = torch.optim.Adam(groups, lr=2e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, [g["lr"] for g in groups], total_steps=steps)
     plain = torch.ones(1, DIM)
 

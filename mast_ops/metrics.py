@@ -26,7 +26,7 @@ def subspace_metrics(
         subspace: (N,) int64, the subspace of each sample; wanted only to tell a variance per sample apart.
 
     Returns:
-        A flat dictionary, ready for ``logger.log(...)``:
+        A flat dictionary, ready for ``logger.log(...)``, or ``self.log_dict(...)`` in Lightning:
 
         - ``"density/<name>"``: share of the dimensions that the subspace uses, see
           :func:`mast_ops.analysis.mask_density`.

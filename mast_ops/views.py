@@ -48,7 +48,8 @@ class FactorizedViews:
             `torch.manual_seed` makes the views repeatable.
 
     `views(x)` returns a `ViewPair(view0, view1, subspace)` and leaves x as it was; `views.subspaces` holds the
-    names in order, for `MaskedSubspaceHead(..., subspaces=views.subspaces)`.
+    names in order, for `MaskedSubspaceHead(..., subspaces=views.subspaces, composed=views.composed)`, where
+    `views.composed` is composed_name, or None without composed pairs.
 
     * batched: x is an (N, C, H, W) tensor of any dtype, on any device; subspace is int64 of shape (N,) there.
       Composed pairs aside, the subspaces' counts differ by at most one; their order is random. With
@@ -115,6 +116,7 @@ class FactorizedViews:
         if generator is not None and generator.device.type != "cpu":
             raise ValueError(f"generator: got one on {generator.device}, wanted one on the CPU")
 
+        self.composed: str | None = composed_name if composed > 0 else None
         self.subspaces: tuple[str, ...] = (*names, composed_name) if composed > 0 else names
         self._augmentations = calls  # by the name that an error gives them
         self._composed = composed

@@ -1,10 +1,17 @@
 """Shared fixtures. The environment is set before torch is imported, so that no compiled code is left over."""
 
+import atexit
 import importlib.util
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
-os.environ["TORCHINDUCTOR_FORCE_DISABLE_CACHES"] = "1"
+if "PYTEST_XDIST_WORKER" not in os.environ:  # workers, and processes of a group, share the folder of this run
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = tempfile.mkdtemp(prefix="mast_ops_inductor_")
+    atexit.register(shutil.rmtree, os.environ["TORCHINDUCTOR_CACHE_DIR"], ignore_errors=True)
+if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 0)):  # as many threads as leave each a core
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
 
 import pytest
 import torch

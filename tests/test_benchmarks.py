@@ -17,7 +17,9 @@ from benchmarks.contenders import SUITES
 from benchmarks.stats import summary
 
 ROOT = Path(__file__).parent.parent
-MARKED = "\n".join(f"<!-- benchmarks:{name} -->\nstale table\n<!-- /benchmarks:{name} -->" for name in readme.DEVICES)
+MARKED = "\n".join(
+    f"<!-- benchmarks:{name} -->\nstale table\n<!-- /benchmarks:{name} -->" for name in (*readme.DEVICES, "distributed")
+)
 
 
 @pytest.fixture(scope="module")

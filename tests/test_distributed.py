@@ -32,7 +32,7 @@ LOSSES = {
     "vicreg": SubspaceVICRegLoss,
     "vicreg in subspaces": partial(SubspaceVICRegLoss, scope="subspace", normalize=False),
     "barlow twins": SubspaceBarlowTwinsLoss,
-    "cosine": SubspaceCosineLoss,
+    "cosine": partial(SubspaceCosineLoss, sensitivity_param=1.0),
     "invariance": UncertaintyInvarianceLoss,
     "normalised invariance": partial(UncertaintyInvarianceLoss, normalize=True),
     "invariance of cosines": partial(UncertaintyInvarianceLoss, distance="cosine", normalize=True),

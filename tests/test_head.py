@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import nn
 
 from mast_ops import BinaryMasks, MaskedSubspaceHead, NormalizedMasks, SubspaceOutput, SubspaceVICRegLoss
+from mast_ops._widths import infer_width
 from mast_ops.masks import MASKS
 
 NAMES = ["crop", "color", "blur"]
@@ -31,6 +32,8 @@ class OneChild(nn.Module):
 
 
 class TwoChildren(nn.Module):
+    """Its layers stand in another order than they run."""
+
     def __init__(self) -> None:
         super().__init__()
         self.second, self.first = nn.Linear(12, 8), nn.Linear(16, 12)
@@ -39,7 +42,31 @@ class TwoChildren(nn.Module):
         return self.second(self.first(x))
 
 
-@pytest.mark.parametrize("projector", [nn.Linear(16, 8), mlp(), nn.Sequential(mlp(), nn.LayerNorm(8)), OneChild()])
+class Bare(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(16, 8))
+
+    def forward(self, x):
+        return x @ self.weight
+
+
+class TwoEntries(nn.Module):
+    """Takes two widths."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide, self.narrow = nn.Linear(16, 8), nn.Linear(12, 8)
+
+    def forward(self, x):
+        return self.wide(x) if x.shape[1] == 16 else self.narrow(x)
+
+
+@pytest.mark.parametrize(
+    "projector",
+    [nn.Linear(16, 8), mlp(), nn.Sequential(mlp(), nn.LayerNorm(8)), OneChild(), TwoChildren()],
+    ids=lambda module: type(module).__name__,
+)
 @pytest.mark.parametrize(("uncertainty", "width"), [(None, 0), ("sample", 1), ("subspace", 3), ("dimension", 8)])
 def test_widths_are_read_off_the_projector(projector, uncertainty, width):
     out = MaskedSubspaceHead(projector, NAMES, uncertainty=uncertainty)(torch.randn(4, 16))
@@ -48,15 +75,38 @@ def test_widths_are_read_off_the_projector(projector, uncertainty, width):
     assert (out.log_variance is None) if uncertainty is None else (out.log_variance.shape == (4, width))
 
 
-def test_widths_in_doubt_are_asked_for():
+@pytest.mark.parametrize("projector", [Bare(), TwoEntries()], ids=lambda module: type(module).__name__)
+def test_widths_in_doubt_are_asked_for(projector):
     with pytest.raises(ValueError, match="pass output_dim="):
-        MaskedSubspaceHead(TwoChildren(), NAMES)
+        MaskedSubspaceHead(projector, NAMES)
     with pytest.raises(ValueError, match="pass input_dim="):
-        MaskedSubspaceHead(TwoChildren(), NAMES, output_dim=8, uncertainty="sample")
-    head = MaskedSubspaceHead(TwoChildren(), NAMES, input_dim=16, output_dim=8, uncertainty="sample")
+        MaskedSubspaceHead(projector, NAMES, output_dim=8, uncertainty="sample")
+    head = MaskedSubspaceHead(projector, NAMES, input_dim=16, output_dim=8, uncertainty="sample")
     assert head(torch.randn(4, 16)).embedding.shape == (4, 8)
     with pytest.raises(ValueError, match=r"h: got shape \(4, 12\), wanted \(N, 16\)"):
         head(torch.randn(4, 12))
+
+
+class Counts(nn.Module):
+    """Notes every call, and holds what a call in training would change."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.norm, self.drop, self.calls = nn.Linear(16, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), []
+
+    def forward(self, x):
+        self.calls.append(len(x))
+        return self.drop(self.norm(self.layer(x)))
+
+
+def test_reading_widths_leaves_the_projector_and_the_generator_alone():
+    projector = Counts()
+    before, random = copy.deepcopy(projector.state_dict()), torch.get_rng_state()
+    assert (infer_width(projector, "input"), infer_width(projector, "output")) == (16, 8)
+    assert projector.calls == []
+    assert projector.training
+    assert torch.equal(torch.get_rng_state(), random)
+    torch.testing.assert_close(projector.state_dict(), before, rtol=0, atol=0)
 
 
 def test_output_unpacks_moves_and_detaches():

@@ -22,7 +22,7 @@ LOSSES = {
     "vicreg": SubspaceVICRegLoss,
     "vicreg in subspaces": partial(SubspaceVICRegLoss, scope="subspace"),
     "barlow twins": SubspaceBarlowTwinsLoss,
-    "cosine": SubspaceCosineLoss,
+    "cosine": partial(SubspaceCosineLoss, sensitivity_param=1.0),
     "invariance": UncertaintyInvarianceLoss,
     "normalised invariance": partial(UncertaintyInvarianceLoss, normalize=True),
 }

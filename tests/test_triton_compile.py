@@ -11,6 +11,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -73,7 +74,7 @@ def measured() -> list[dict]:
             "mma": text.count("mma.sync"),
         }
 
-    rows, seen = [], set()
+    work, seen = [], set()
 
     def record(label: str, function: Callable[..., object], *arguments: object) -> None:
         launches.clear()
@@ -84,7 +85,7 @@ def measured() -> list[dict]:
                 key = (what.hash(), str(options), arch)
                 if key not in seen:
                     seen.add(key)
-                    rows.append({"label": label, **compiled(kernel, args, named, arch)})
+                    work.append((label, kernel, args, named, arch))
 
     for dtype in (torch.bfloat16, torch.float16, torch.float32):
         short = str(dtype).removeprefix("torch.")
@@ -119,7 +120,32 @@ def measured() -> list[dict]:
                 label = f"{short} D={d} {form}"
                 record(label, contrast.forward, z, z1, masks, one, *tail)
                 record(label, contrast.backward, g, g, g, g, z, z1, masks, one, *tail)
-    return rows
+
+    def row(i: int) -> None:
+        label, *what = work[i]
+        Path(folder, f"{i}.json").write_text(json.dumps({"label": label, **compiled(*what)}))
+
+    # Forked, since kernels do not go through a pipe: every core compiles.
+    cores = os.cpu_count() or 1
+    with tempfile.TemporaryDirectory() as folder:
+        children = []
+        for core in range(cores):
+            children.append(os.fork())
+            if not children[-1]:
+                status = 1
+                try:
+                    for i in range(core, len(work), cores):
+                        row(i)
+                    status = 0
+                except BaseException:
+                    traceback.print_exc()
+                finally:
+                    sys.stderr.flush()
+                    os._exit(status)
+        failed = sum(os.waitpid(child, 0)[1] != 0 for child in children)  # waits for all
+        if failed:
+            sys.exit("a kernel did not compile")
+        return [json.loads(Path(folder, f"{i}.json").read_text()) for i in range(len(work))]
 
 
 @pytest.fixture(scope="module")

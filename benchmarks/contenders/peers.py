@@ -72,7 +72,7 @@ def _find(*wanted: tuple[str, str, Callable[[ModuleType], Loss]]) -> Found:
 @cache
 def _declare_torchvision_operators() -> None:
     """lightly imports torchvision, whose wheels look up two operators that only a CUDA torch lets them load."""
-    if torch.version.cuda is None:
+    if torch.version.cuda is None and not hasattr(torch.ops.torchvision, "nms"):
         library = torch.library.Library("torchvision", "FRAGMENT")
         for name in ("nms", "qnms"):
             library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")

@@ -62,18 +62,25 @@ def paper() -> list[dict[str, Any]]:
     return [{"scheme": name, **asdict(s), **asdict(SCHEMES[name](s))} for name, s in rows]
 
 
-def text(document: dict[str, Any]) -> str:
-    """Both tables, in Markdown."""
+def text(document: dict[str, Any], brief: bool = False) -> str:
+    """Both tables, in Markdown; when brief, of each scheme the most ranks alone."""
     small = [["counted on processes", "ranks", "sent by a rank, MB", "model, MB", "peak of a rank, MB"]]
-    for row in document["counted"]:
+    for row in _most_ranks(document["counted"]) if brief else document["counted"]:
         figures = (number(row[what] / 1e6) for what in ("sent", "model", "peak"))
         small.append([row["scheme"], str(row["ranks"]), *figures])
     large = [["on paper", "ranks", "N of all", "N of one", "D", "K", "sent by a rank, GB", "held for others, GB"]]
-    for row in document["paper"]:
+    for row in _most_ranks(document["paper"]) if brief else document["paper"]:
         sizes = (row["ranks"] * row["samples"], row["samples"], row["dim"], row["subspaces"])
         figures = (number(row[what] / 1e9) for what in ("sent", "held"))
         large.append([row["scheme"], str(row["ranks"]), *(f"{size:,}" for size in sizes), *figures])
     return "\n\n".join(_table(rows) for rows in (small, large))
+
+
+def _most_ranks(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    most: dict[str, int] = {}
+    for row in rows:
+        most[row["scheme"]] = max(row["ranks"], most.get(row["scheme"], 0))
+    return [row for row in rows if row["ranks"] == most[row["scheme"]]]
 
 
 def _table(rows: list[list[str]]) -> str:

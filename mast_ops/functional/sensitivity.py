@@ -28,7 +28,8 @@ def subspace_sensitivity(
     batch, at least ``eps``. ``r`` is 0 for a dimension that is invariant to augmentation k, and 1 for one whose
     variance is all its doing. It is VICReg's variance hinge, on differences of pairs and outside of the masks:
     without it nothing asks a free dimension to hold what the others give up. A mask of ones has no outside, and costs
-    nothing.
+    nothing. Nor does a mask that lies within all the others, as the last of :class:`mast_ops.ComposedMasks` does: what
+    it leaves out is the others' to keep, and a pair in which everything differs does not say which of them did.
 
     Samples are summed before masks act, so that all K cost about as much as one, and nothing of size N x K x D exists.
 
@@ -105,8 +106,9 @@ def sensitivity_after(
             totals = ops.all_reduce(totals if before is None else ops.after(totals, before))
             sums, count = totals[:, :-1], totals[:, -1]
         present = count > 0
+        size = torch.where(masks < 0, -masks, masks)  # not abs: it has no gradient at 0
+        asked = present if num_subspaces == 1 else present & ~(size <= size.amin(dim=0)).all(dim=1)
         ratio = sums / (2 * torch.where(present, count, 1))[:, None] / variance.clamp_min(eps)
-        hinge = torch.relu(1 - (ratio + eps).sqrt()) * present[:, None]
-        outside = torch.relu(1 - torch.where(masks < 0, -masks, masks))  # not abs: it has no gradient at 0
+        hinge = torch.relu(1 - (ratio + eps).sqrt()) * asked[:, None]
         # 0 * inf is NaN: an infinite mask must not look like one without an outside.
-        return (outside * hinge + 0 * masks).mean(dim=1)
+        return (torch.relu(1 - size) * hinge + 0 * masks).mean(dim=1)

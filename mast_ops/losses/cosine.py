@@ -18,8 +18,9 @@ class SubspaceCosineLoss(SubspaceLoss):
         eps: Each norm counts as at least this; 1e-8 as in lightly.
         gather_distributed: Whether the batch is that of all ranks, see :class:`mast_ops.losses.SubspaceLoss`.
         backend: What computes it, see :data:`mast_ops.ops.Backend`.
-        sensitivity_param: Weight of the sensitivity of what masks leave out, see :class:`mast_ops.losses.SubspaceLoss`;
-            1 by `benchmarks/evidence`.
+        sensitivity_param: Weight of the sensitivity of what masks leave out, see :class:`mast_ops.losses.SubspaceLoss`.
+            0 by default: between a prediction and a target it would ask the prediction to be wrong. For SimSiam and
+            BYOL, add :func:`mast_ops.functional.subspace_sensitivity` of the two views' predictions.
 
     Raises:
         ValueError: ``eps`` is not a positive number, or ``backend`` is unknown. On call: arguments that disagree.
@@ -39,7 +40,7 @@ class SubspaceCosineLoss(SubspaceLoss):
         eps: float = 1e-8,
         gather_distributed: bool = False,
         backend: Backend = "auto",
-        sensitivity_param: float = 1.0,
+        sensitivity_param: float = 0.0,
     ) -> None:
         super().__init__(gather_distributed, backend, sensitivity_param)
         check_positive("eps", eps)

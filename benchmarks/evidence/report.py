@@ -1,0 +1,193 @@
+"""Tables and figures from what the runs gave."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from benchmarks.evidence.evaluate import rank_of_related
+from benchmarks.evidence.factors import CHANCE, TASKS
+from benchmarks.evidence.methods import BASES, SUITES
+
+_TASKS = tuple(TASKS)
+Results = dict[str, dict[str, dict[int, Any]]]
+
+
+def names() -> list[str]:
+    return [name for suite in SUITES.values() for name in suite]
+
+
+def sorted_results(results: Results) -> Results:
+    return {
+        suite: {name: dict(sorted(results[suite][name].items())) for name in methods if name in results[suite]}
+        for suite, methods in SUITES.items()
+        if suite in results
+    }
+
+
+def interval(values: list[float]) -> tuple[float, float]:
+    """Mean, and half of the 95 % interval of Student's t; NaN for one value."""
+    half = math.nan
+    if len(values) > 1:
+        half = float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))
+    return float(np.mean(values)), half
+
+
+def scores(runs: dict[int, Any], kind: str = "linear") -> dict[str, list[float]]:
+    """Of each task and of their mean, one number a seed."""
+    table = {task: [run[kind][task] for run in runs.values()] for task in _TASKS}
+    return table | {"mean": [float(np.mean([run[kind][task] for task in _TASKS])) for run in runs.values()]}
+
+
+def oracle(methods: dict[str, dict[int, Any]], kind: str = "linear") -> dict[str, list[float]] | None:
+    """For each task the best subset of augmentations, composed: what VICReg could do if it knew the task."""
+    subsets = {name: runs for name, runs in methods.items() if "/without-" in name or name == "vicreg/composed"}
+    if len(subsets) < 2:
+        return None
+    best = {}
+    for task in _TASKS:
+        best[task] = max((scores(runs, kind)[task] for runs in subsets.values()), key=np.mean)
+    return best | {"mean": [float(np.mean(row)) for row in zip(*best.values(), strict=True)]}
+
+
+def text(document: dict[str, Any]) -> str:
+    results = document["results"]
+    parts = []
+    if "methods" in results:
+        parts += [probes(results["methods"], "linear"), probes(results["methods"], "knn")]
+    parts += [probes(results[suite], "linear", suite) for suite in ("ablations", "noise") if suite in results]
+    if "methods" in results:
+        parts.append(meaning(results["methods"]))
+    parts += [doubt(results), relation(results), cost(results)]
+    return "\n\n".join(part for part in parts if part)
+
+
+def probes(methods: dict[str, dict[int, Any]], kind: str, suite: str = "methods") -> str:
+    """Accuracy by task: mean and half of the 95 % interval."""
+    heading = {"linear": "linear probe, %", "knn": "20 nearest neighbours, %"}[kind]
+    rows = []
+    for name, runs in methods.items():
+        if "/without-" not in name:
+            rows.append((_title(suite, name), scores(runs, kind)))
+        if name == "vicreg/composed" and (best := oracle(methods, kind)):
+            rows.append(("VICReg: best subset for each task (oracle)", best))
+    lines = [f"| {heading} | " + " | ".join((*_TASKS, "mean")) + " |", "|---|" + "---:|" * (len(_TASKS) + 1)]
+    lines += ["| " + " | ".join([title, *(_cell(table[t]) for t in (*_TASKS, "mean"))]) + " |" for title, table in rows]
+    chance = [*CHANCE.values(), float(np.mean(list(CHANCE.values())))]
+    return "\n".join([*lines, "| chance | " + " | ".join(f"{c:.1f}" for c in chance) + " |"])
+
+
+def meaning(methods: dict[str, dict[int, Any]]) -> str:
+    """Probes of each factor inside its mask and outside."""
+    lines = []
+    for name, runs in methods.items():
+        if all("subspaces" in run for run in runs.values()):
+            for where in ("inside", "outside"):
+                tasks = [task for task in _TASKS if TASKS[task]]
+                values = [[run["subspaces"][where].get(task, math.nan) for run in runs.values()] for task in tasks]
+                lines.append(f"| {_title('methods', name)}, {where} | " + " | ".join(map(_cell, values)) + " |")
+    if not lines:
+        return ""
+    tasks = [task for task in _TASKS if TASKS[task]]
+    heading = "| probe of a factor on its mask's dimensions of the embedding, and on the rest, % | "
+    return "\n".join([heading + " | ".join(tasks) + " |", "|---|" + "---:|" * len(tasks), *lines])
+
+
+def doubt(results: Results) -> str:
+    """Rank correlation of strength and predicted log-variance, and AUROC of spoiled views."""
+    lines, columns = [], [*(name for name in TASKS.values() if name), "all"]
+    for suite, methods in results.items():
+        for name, runs in methods.items():
+            if all("uncertainty" in run for run in runs.values()) and suite in ("methods", "noise"):
+                found = [run["uncertainty"] for run in runs.values()]
+                rho = [_cell([one["spearman"][column] for one in found], 2) for column in columns]
+                auroc = _cell([one["auroc"] for one in found], 2)
+                lines.append(f"| {_title(suite, name)} | " + " | ".join([*rho, auroc]) + " |")
+    if not lines:
+        return ""
+    heading = "| predicted uncertainty: rank correlation with strength of | " + " | ".join(columns)
+    return "\n".join([heading + " | AUROC, spoiled views |", "|---|" + "---:|" * (len(columns) + 1), *lines])
+
+
+def relation(results: Results) -> str:
+    if "relation" not in results:
+        return ""
+    lines = []
+    for name, runs in results["relation"].items():
+        ranks = [rank_of_related(run["subspaces"]) for run in runs.values()]
+        pairs = math.comb(len(next(iter(runs.values()))["subspaces"]["names"]), 2)
+        lines.append(f"| {name} | {', '.join(map(str, ranks))} of {pairs} |")
+    return "\n".join(["| overlap of what masks leave out | rank of colour and tint, by seed |", "|---|---|", *lines])
+
+
+def cost(results: Results) -> str:
+    methods = results.get("methods", {})
+    seconds = {name: float(np.median([run["seconds"] for run in runs.values()])) for name, runs in methods.items()}
+    lines = [
+        f"| {_title('methods', name)} | {value:.0f} |" for name, value in seconds.items() if "/without-" not in name
+    ]
+    return "\n".join(["| median seconds of training, runs side by side | |", "|---|---:|", *lines]) if lines else ""
+
+
+def figures(document: dict[str, Any], folder: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    results = document["results"]
+    methods = {n: r for n, r in results.get("methods", {}).items() if n.startswith("vicreg/") and "/without-" not in n}
+    if methods:
+        columns = (*_TASKS, "mean")
+        fig, ax = plt.subplots(figsize=(11, 4), layout="constrained")
+        colours = plt.get_cmap("viridis")(np.linspace(0.95, 0, len(methods)))
+        width = 0.86 / len(methods)
+        for i, (name, runs) in enumerate(methods.items()):
+            means, halves = zip(*(interval(scores(runs)[column]) for column in columns), strict=True)
+            places = np.arange(len(columns)) + width * (i - (len(methods) - 1) / 2)
+            ax.bar(places, means, 0.92 * width, yerr=np.nan_to_num(halves), color=colours[i],
+                   label=SUITES["methods"][name].title, error_kw={"linewidth": 0.8})  # fmt: skip
+        for i, task in enumerate(_TASKS):
+            ax.plot([i - 0.46, i + 0.46], [CHANCE[task]] * 2, color="black", linewidth=0.8, linestyle=":")
+        ax.set_xticks(range(len(columns)), columns)
+        ax.set_ylabel("linear probe, %")
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.legend(frameon=False, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0), fontsize=8)
+        fig.savefig(folder / "probes.png", dpi=130)
+        plt.close(fig)
+    curves = [
+        (f"{_title(suite, name)}", [run["uncertainty"] for run in runs.values()])
+        for suite, name in (("methods", "vicreg/mast-uncertainty"), ("noise", "20 % spoiled, uncertainty"))
+        if (runs := results.get(suite, {}).get(name))
+    ]
+    if curves:
+        fig, axes = plt.subplots(1, len(curves), figsize=(5 * len(curves), 3.6), layout="constrained", squeeze=False)
+        for ax, (title, found) in zip(axes[0], curves, strict=True):
+            for key in found[0]["curves"]:
+                rows = np.array([one["curves"][key] for one in found])
+                ax.plot(
+                    found[0]["levels"],
+                    rows.mean(0) - rows.mean(0)[0],
+                    label=key,
+                    color="black" if key == "all" else None,
+                )
+            ax.set_title(title, fontsize=9)
+            ax.set_xlabel("strength")
+            ax.set_ylabel("log-variance, less that at strength 0")
+            ax.spines[["top", "right"]].set_visible(False)
+            ax.legend(frameon=False, fontsize=8)
+        fig.savefig(folder / "uncertainty.png", dpi=130)
+        plt.close(fig)
+
+
+def _title(suite: str, name: str) -> str:
+    title = SUITES[suite][name].title if suite == "methods" else name
+    base = {"vicreg": "VICReg: ", "simclr": "SimCLR: ", "byol": "BYOL: "}
+    return base[name.split("/")[0]] + title if name.split("/")[0] in BASES else title
+
+
+def _cell(values: list[float], digits: int = 1) -> str:
+    mean, half = interval(values)
+    return f"{mean:.{digits}f}" + ("" if math.isnan(half) else f" ± {half:.{digits}f}")

