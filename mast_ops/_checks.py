@@ -96,6 +96,21 @@ def check_log_variance(name: str, log_variance: Tensor, z: Tensor) -> None:
     _check_companion(name, log_variance, z)
 
 
+def check_weight(name: str, weight: Tensor, z: Tensor) -> None:
+    """An (N,) floating-point tensor of numbers >= 0 beside an (N, D) embedding."""
+    if not isinstance(weight, Tensor):
+        raise TypeError(f"{name}: got {type(weight).__name__}, wanted a tensor of shape (N,)")
+    if tuple(weight.shape) != (z.shape[0],):
+        raise ValueError(f"{name}: got shape {tuple(weight.shape)}, wanted ({z.shape[0]},), one per sample")
+    _check_companion(name, weight, z)
+    negative = (weight < 0).any()  # NaN is let through, to be seen in what comes out
+    if values_are_free(weight):
+        if negative:
+            raise ValueError(f"{name}: got {float(weight.min())} among its entries, wanted numbers >= 0")
+    else:
+        torch._assert_async(~negative, f"{name}: got a negative entry, wanted numbers >= 0")
+
+
 def _check_companion(name: str, tensor: Tensor, z: Tensor) -> None:
     """On the embedding's device, and of its dtype; float32 also goes with half precision, as under autocast."""
     if tensor.device != z.device:
@@ -112,12 +127,12 @@ def check_min_samples(num_samples: int, wanted: int, why: str, name: str = "z0")
 
 
 def check_positive(name: str, value: float) -> None:
-    if not (math.isfinite(value) and value > 0):
+    if not 0 < value < math.inf:
         raise ValueError(f"{name}: got {value}, wanted a finite number > 0")
 
 
 def check_non_negative(name: str, value: float) -> None:
-    if not (math.isfinite(value) and value >= 0):
+    if not 0 <= value < math.inf:
         raise ValueError(f"{name}: got {value}, wanted a finite number >= 0")
 
 

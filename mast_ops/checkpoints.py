@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mast_ops._checks import check_masks
 from mast_ops.head import bound_log_variance, decode_state
-from mast_ops.masks import masks_from_description
+from mast_ops.masks import COMPOSED, masks_from_description
 
 _STATE, _BIAS = "_extra_state", "uncertainty.bias"
 _WEIGHTS = ("masks.weight", "masks.each.weight")  # the second is that of composed masks
@@ -104,6 +104,8 @@ def _head(name: str, state: Mapping[Any, Any], prefix: str, key: str) -> StoredH
         names, description = tuple(described["subspaces"]), described["masks"]
         check_masks(weight, name=key)
         masks = masks_from_description(description, weight)
+        if masks is None and description["kind"] == COMPOSED:  # a product of bare weights would mean nothing
+            names, description = names[:-1], description["each"]
         rows = len(weight) if masks is None else masks.num_subspaces
         if rows != len(names):
             raise ValueError(f"{key}: got masks of {rows} subspaces, wanted {len(names)}")

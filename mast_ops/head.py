@@ -12,7 +12,7 @@ from mast_ops._checks import check_choice, check_embedding, check_names
 from mast_ops._precision import no_autocast
 from mast_ops._widths import infer_width
 from mast_ops.functional.uncertainty import GRANULARITIES, Granularity
-from mast_ops.masks import MaskParameterization, describe_masks, make_masks
+from mast_ops.masks import ComposedMasks, MaskParameterization, describe_masks, make_masks
 from mast_ops.output import SubspaceOutput
 
 _MAX_LOG_VARIANCE = 8.0
@@ -160,7 +160,8 @@ class MaskedSubspaceHead(nn.Module):
                 misspelled name is not a new subspace.
 
         Raises:
-            ValueError: No or repeated names, a name that is neither here nor in ``new``, or one in both.
+            ValueError: No or repeated names, a name that is neither here nor in ``new``, or one in both; or the product
+                of the others (``composed``), elsewhere than last or alone.
 
         Example:
             >>> from torch import nn
@@ -178,6 +179,9 @@ class MaskedSubspaceHead(nn.Module):
                 wanted = "a name that the head does not have" if name in self.subspaces else "one of subspaces"
                 raise ValueError(f"new: got {name!r}, wanted {wanted}")
         rows = [None if name in new else self.subspace_index(name) for name in names]
+        last = self.subspaces[-1]
+        if isinstance(self.masks, ComposedMasks) and last in names and (names[-1] != last or len(names) == 1):
+            raise ValueError(f"subspaces: got {names}, wanted {last!r}, the product of the others, last and not alone")
         head = copy.deepcopy(self)
         head.subspaces = names
         head.masks = self.masks.select(rows)

@@ -7,6 +7,7 @@ import torch
 
 from mast_ops.analysis import mask_density, mask_overlap, mask_sharing
 from mast_ops.checkpoints import StoredHead
+from mast_ops.masks import COMPOSED
 
 
 def describe(head: StoredHead, threshold: float = 0.5) -> dict[str, Any]:
@@ -54,10 +55,13 @@ def text(description: dict[str, Any]) -> str:
         [name, *(f"{value:.2f}" for value in values)]
         for name, values in zip(names, description["overlap"], strict=True)
     ]
-    kind, *settings = description["masks"].items()
-    manner = ", ".join(f"{key} {value}" for key, value in settings)
+    masks, composed = description["masks"], ""
+    if masks["kind"] == COMPOSED:
+        masks, composed = masks["each"], "composed "
+    manner = ", ".join(f"{key} {value}" for key, value in masks.items() if key != "kind")
     parts = [
-        f"K={len(names)} subspaces of D={dim} dimensions, {kind[1]} masks{f' ({manner})' if manner else ''}",
+        f"K={len(names)} subspaces of D={dim} dimensions, {composed}{masks['kind']} masks"
+        f"{f' ({manner})' if manner else ''}",
         _table([columns, *rows]),
         f"Open: at least {description['threshold']} of the row's largest value. "
         f"{description['unused']} of {dim} dimensions are open in no subspace.",

@@ -91,6 +91,14 @@ CALLS = {
     "floor": (lambda: MaskCoverage(floor=1.5), ValueError, "floor: got 1.5"),
     "expected L0 of soft masks": (lambda: MaskExpectedL0()(SigmoidMasks(2, 3)), TypeError, "masks: got SigmoidMasks"),
     "coverage": (lambda: NormalizedMasks(2, 3, coverage=1.0), ValueError, "coverage: got 1.0"),
+    "sensitivity of one": (
+        lambda: SubspaceCosineLoss(sensitivity_param=1)(Z[:1], Z[:1], M, INDEX[:1]),
+        ValueError,
+        "z0: got N=1",
+    ),
+    "sensitivity's weight": (lambda: SubspaceNTXentLoss(sensitivity_param=-1), ValueError, "sensitivity_param: got -1"),
+    "composed of one": (lambda: MaskedSubspaceHead(mlp(), ["a"], composed="a"), ValueError, "composed: got 'a'"),
+    "composed first": (lambda: MaskedSubspaceHead(mlp(), ["a", "b"], composed="a"), ValueError, "composed: got 'a'"),
     "stretch": (lambda: HardConcreteMasks(2, 3, stretch=(0.0, 1.1)), ValueError, "stretch: got"),
     "masks of no dimension": (lambda: SigmoidMasks(2, 0), ValueError, "dim: got 0"),
     "log-variance of other N": (

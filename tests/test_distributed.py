@@ -32,8 +32,9 @@ LOSSES = {
     "vicreg": SubspaceVICRegLoss,
     "vicreg in subspaces": partial(SubspaceVICRegLoss, scope="subspace", normalize=False),
     "barlow twins": SubspaceBarlowTwinsLoss,
-    "cosine": SubspaceCosineLoss,
+    "cosine": partial(SubspaceCosineLoss, sensitivity_param=1.0),
     "invariance": UncertaintyInvarianceLoss,
+    "normalised invariance": partial(UncertaintyInvarianceLoss, normalize=True),
     "invariance of cosines": partial(UncertaintyInvarianceLoss, distance="cosine", normalize=True),
 }
 
@@ -124,12 +125,81 @@ def test_losses_are_those_of_the_whole_batch(group, name, factorised, size):
 
 @pytest.mark.parametrize(
     ("name", "compiler"),
-    [*((name, "aot_eager") for name in LOSSES), ("vicreg", "inductor"), ("barlow twins", "inductor")],
+    [
+        *((name, "aot_eager") for name in LOSSES),
+        *((name, "inductor") for name in ("vicreg", "barlow twins", "cosine", "normalised invariance")),
+    ],
 )
 def test_losses_under_compile(group, name, compiler):
     """Ranks of unlike shapes: where nothing ties collectives together, Inductor runs them in another order on each."""
     whole = loss_of(name, K, True, None, 2, backend="eager")
     assert_equal_to_one_process(group(2)(run_loss, 2, name, K, True, compiler, "auto"), whole, 2)
+
+
+def sensitivity_of(weighted: bool, where: slice | None, size: int, compiler=None, backend="auto"):
+    """Pairs closer than random ones are, so that the hinge is open; the last subspace is on the first rank alone."""
+    z, masks, _, subspace, _ = batch(size, 1)
+    first = torch.arange(z.shape[1]) < SIZES[size][0]
+    subspace = torch.where(first, subspace, subspace % (K - 1))
+    subspace[0] = K - 1
+    weight = torch.linspace(0.2, 3.0, z.shape[1], dtype=z.dtype) if weighted else None
+    where, gather = where or slice(None), where is not None
+
+    def call(z, masks):
+        z0, z1 = z[0], z[0] + 0.4 * z[1]
+        own = None if weight is None else weight[where]
+        return MF.subspace_sensitivity(
+            z0, z1, masks, subspace[where], own, gather_distributed=gather, backend=backend
+        ) @ torch.arange(1.0, K + 1, dtype=z.dtype)
+
+    run = torch.compile(call, fullgraph=True, backend=compiler) if compiler else call
+    return value_and_gradients(run, (z[:, where], masks))
+
+
+def run_sensitivity(rank: int, size: int, weighted: bool, *how):
+    torch._dynamo.reset()
+    return sensitivity_of(weighted, part(rank, size), size, *how)
+
+
+@pytest.mark.parametrize("size", [2, 3])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize(("compiler", "backend"), [(None, "eager"), (None, "chunked"), ("aot_eager", "auto")])
+def test_sensitivity_is_that_of_the_whole_batch(group, weighted, compiler, backend, size):
+    whole = sensitivity_of(weighted, None, size, backend="eager")
+    assert whole[0] > 0
+    assert all(grad.abs().sum() > 0 for grad in whole[1])
+    results = group(size)(run_sensitivity, size, weighted, compiler, backend)
+    assert_equal_to_one_process(results, whole, size)
+
+
+def test_sensitivity_under_inductor(group):
+    whole = sensitivity_of(True, None, 2, backend="eager")
+    assert_equal_to_one_process(group(2)(run_sensitivity, 2, True, "inductor", "auto"), whole, 2)
+
+
+def sums_told(rank: int, name: str, sensitivity: float):
+    """How often this rank tells the others something, forwards and backwards."""
+    z = torch.randn(2, 4, D, requires_grad=True)
+    out = SubspaceOutput(z[0], torch.rand(K, D, requires_grad=True), torch.randn(4, K, requires_grad=True))
+    loss = LOSSES[name](gather_distributed=True)
+    loss.sensitivity_param = sensitivity
+    told, tell = [], dist.all_reduce
+    dist.all_reduce = lambda *args, **options: told.append(1) or tell(*args, **options)
+    try:
+        value = loss(out, z[1], subspace=torch.arange(4) % K)
+        forwards = len(told)
+        value.backward()
+    finally:
+        dist.all_reduce = tell
+    return forwards, len(told) - forwards
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_constants_of_sensitivity_do_not_go_round_in_the_backward_pass(group, name):
+    """A mean and a variance of each view, and the sums by subspace, of which alone there is a gradient."""
+    with_it, without = (group(2)(sums_told, name, weight) for weight in (1.0, 0.0))
+    for (forwards, backwards), (forwards_without, backwards_without) in zip(with_it, without, strict=True):
+        assert (forwards - forwards_without, backwards - backwards_without) == (5, 1)
 
 
 FORMS = {
@@ -342,6 +412,17 @@ def nan_on_one(rank: int, name: str):
 @pytest.mark.parametrize("name", LOSSES)
 def test_a_nan_on_one_rank_reaches_all(group, name):
     assert all(torch.isnan(loss) for loss in group(2)(nan_on_one, name))
+
+
+def sensitivity_with_nan_on_one(rank: int):
+    z, weight = torch.randn(2, 4, D), torch.ones(4)
+    if rank == 1:
+        weight[2] = torch.nan
+    return MF.subspace_sensitivity(*z, torch.zeros(K, D), torch.arange(4) % K, weight, gather_distributed=True).mean()
+
+
+def test_a_nan_weight_on_one_rank_reaches_all(group):
+    assert all(torch.isnan(value) for value in group(2)(sensitivity_with_nan_on_one))
 
 
 def plain_formula(rank: int):

@@ -99,6 +99,12 @@ def ref_uncertainty(z0, z1, masks, log_variance=None, kind=None, distance="squar
             return gap.mean()
         column = {"sample": slice(0, 1), "subspace": slice(k, k + 1), "dimension": slice(None)}[kind]
         lv = log_variance[i, column]
+        if normalize and kind != "dimension":
+            centre = (z0.sum(0) + z1.sum(0)) / (2 * n)
+            a, b = (m * (z[i] - centre) for z in (z0, z1))
+            mismatch = ((a - b) @ (a - b) / (a @ a + b @ b)).detach()
+            weight = (1 / lv.exp() / (1 / log_variance[:, column].exp()).mean()).detach()
+            return (weight * gap.mean() + mismatch / lv.exp() + lv).sum()
         scale = 1 / (-log_variance[:, column]).exp().mean(0) if normalize else 0.5
         price = scale * lv if distance == "cosine" else scale * lv * m.square()
         return (gap * scale / lv.exp() + price).mean()
@@ -152,6 +158,54 @@ def test_uncertainty_equals_reference(kind, distance, normalize):
     torch.testing.assert_close(got, wanted)
     own = MF.uncertainty_invariance(z0, z1, masks, lv, subspace, distance=distance, normalize=normalize)
     torch.testing.assert_close(own, gather(wanted, subspace))
+
+
+@pytest.mark.parametrize("factorised", [False, True])
+@pytest.mark.parametrize("backend", ["eager", "chunked", "compile"])
+@pytest.mark.parametrize(
+    ("kind", "distance"), [("sample", "squared"), ("subspace", "squared"), ("sample", "cosine"), ("subspace", "cosine")]
+)
+def test_normalised_uncertainty_has_the_gradients_of_its_reference(kind, distance, backend, factorised):
+    """Weights and mismatch are constants: the embedding learns from the distance, the prediction from the mismatch."""
+    z0, z1, masks, subspace = make(5, 7, 3)
+    lv = torch.randn(5, {"sample": 1, "subspace": 3}[kind], dtype=torch.float64)
+    leaves = [x.requires_grad_() for x in (z0, z1, masks, lv)]
+    options = {"distance": distance, "normalize": True}
+    wanted = ref_uncertainty(*leaves, kind, **options)
+    wanted = gather(wanted, subspace) if factorised else wanted
+    own = subspace if factorised else None
+    got = MF.uncertainty_invariance(*leaves, own, **options, backend=backend)
+    upstream = torch.rand_like(wanted)
+    gradients = [torch.autograd.grad(x, leaves, upstream) for x in (got, wanted)]
+    torch.testing.assert_close(*gradients)
+    mean = MF.uncertainty_invariance(*leaves, own, **options, backend=backend, reduction="mean")
+    torch.testing.assert_close(mean, wanted.mean())
+
+
+@given(
+    scale=st.floats(1e-3, 1e6), shift=st.floats(-1e3, 1e3), seed=st.integers(0, 10**6),
+    distance=st.sampled_from(["squared", "cosine"]),
+)  # fmt: skip
+@settings(deadline=None, max_examples=25)
+def test_the_mismatch_ignores_scale_and_shift_and_is_from_0_to_2(scale, shift, seed, distance):
+    """So that an embedding that shrinks, or has a mean, does not pass for certain: the gradient is 1 - r / v."""
+
+    def mismatch(z0, z1):
+        lv = torch.zeros(6, 3, dtype=torch.float64, requires_grad=True)
+        value = MF.uncertainty_invariance(z0, z1, masks, lv, distance=distance, normalize=True)
+        return 1 - torch.autograd.grad(value.sum(), lv)[0]
+
+    torch.manual_seed(seed)
+    z0, z1, masks, _ = make(6, 5, 3, seed=seed)
+    z0, z1 = 10 * z0, 10 * z1
+    base = mismatch(z0, z1)
+    assert base.min() >= 0
+    assert base.max() <= 2 + 1e-12
+    by = shift * torch.randn(5, dtype=torch.float64)
+    torch.testing.assert_close(mismatch(scale * z0, scale * z1), base, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(mismatch(z0 + by, z1 + by), base, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(mismatch(z0, z0), torch.zeros_like(base), atol=1e-9, rtol=0)
+    torch.testing.assert_close(mismatch(z0 - z0.mean(0), z0.mean(0) - z0), torch.full_like(base, 2.0))
 
 
 @given(shape=st.tuples(st.integers(1, 9), st.integers(1, 9), st.integers(1, 9)), seed=st.integers(0, 10**6))
@@ -226,7 +280,11 @@ def grad_cases():
         "subspace_variance": [(MF.subspace_variance, (z0, masks))],
         "subspace_covariance": [(MF.subspace_covariance, (z0, masks))],
         "subspace_moments": [(MF.subspace_moments, (z0, masks))],
-        "subspace_sup_con": [],
+        "subspace_sup_con": [], "subspace_sensitivity": [
+            # Views with the spread held still, which is a constant, are in test_sensitivity.py.
+            (lambda m, w=w: MF.subspace_sensitivity(z0.detach(), z1.detach(), m, subspace, w), (masks,))
+            for w in (None, torch.rand(4, dtype=torch.float64))
+        ],
     }  # fmt: skip
     for s in (None, subspace):
         for name in ("masked_distance", "masked_cosine_similarity", "subspace_barlow_twins"):
@@ -317,6 +375,7 @@ def test_non_finite_input_never_hides(where, bad, index, seed, factorised):
             index = (index % 6) * 3 + (index % 6) % 3  # an entry that some sample reads
         lv.view(-1)[index % lv.numel()] = math.nan
         outputs = {"uncertainty": MF.uncertainty_invariance(z0, z1, masks, lv, subspace)}
+        outputs["normalised"] = MF.uncertainty_invariance(z0, z1, masks, lv, subspace, normalize=True)
         outputs["combine"] = MF.combine_log_variance(lv, torch.zeros_like(lv))
     else:
         x = {"z0": z0, "z1": z1, "masks": masks}[where]
@@ -324,6 +383,7 @@ def test_non_finite_input_never_hides(where, bad, index, seed, factorised):
         outputs = {name: f(z0, z1, masks, subspace) for name, (f, _) in PAIR_REFS.items()}
         outputs["uncertainty"] = MF.uncertainty_invariance(z0, z1, masks, lv, subspace)
         outputs["cosine_lv"] = MF.uncertainty_invariance(z0, z1, masks, lv, subspace, "cosine")
+        outputs["normalised"] = MF.uncertainty_invariance(z0, z1, masks, lv, subspace, normalize=True)
         on, off = MF.subspace_barlow_twins(z0, z1, masks, subspace)
         outputs |= {"barlow_on": on, "barlow_off": off}
         if where != "z1":
@@ -377,8 +437,9 @@ def test_compile_fullgraph(factorised):
         barlow = [x.mean() for x in MF.subspace_barlow_twins(z0, z1, masks, subspace)]
         variance = MF.combine_log_variance(lv, -lv)
         doubt = MF.uncertainty_invariance(z0, z1, masks, variance, subspace).mean()
+        apart = MF.uncertainty_invariance(z0, z1, masks, variance, subspace, normalize=True).mean()
         regularizers = [MF.mask_l1, MF.mask_hoyer, MF.mask_expected_l0, MF.mask_coverage, MF.mask_overlap]
-        return torch.stack([*pairs, *moments, *barlow, doubt, *[r(masks) for r in regularizers]])
+        return torch.stack([*pairs, *moments, *barlow, doubt, apart, *[r(masks) for r in regularizers]])
 
     leaves = [x.requires_grad_() for x in (z0, z1, masks, lv)]
     eager = everything(*leaves)

@@ -9,8 +9,9 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from mast_ops import MaskedSubspaceHead, NormalizedMasks, SubspaceOutput, SubspaceVICRegLoss
+from mast_ops import BinaryMasks, MaskedSubspaceHead, NormalizedMasks, SubspaceOutput, SubspaceVICRegLoss
 from mast_ops._widths import infer_width
+from mast_ops.masks import MASKS
 
 NAMES = ["crop", "color", "blur"]
 
@@ -133,16 +134,17 @@ def test_log_variance_does_not_train_what_is_under_it_and_is_bounded():
 
 @pytest.mark.parametrize("make", [copy.deepcopy, lambda head: pickle.loads(pickle.dumps(head))])
 def test_copies_are_equal_and_apart(make):
-    head = MaskedSubspaceHead(mlp(), NAMES, uncertainty="subspace").eval()
+    masks = BinaryMasks(3, 8, coverage=0.5)  # of eight entries the default closes none
+    head = MaskedSubspaceHead(mlp(), NAMES, masks=masks, uncertainty="subspace").eval()
     twin = make(head)
     h = torch.randn(4, 16)
     assert all(torch.equal(a, b) for a, b in zip(head(h), twin(h), strict=True))
     with torch.no_grad():
-        twin.masks.weight.add_(torch.randn_like(twin.masks.weight))
+        twin.masks.weight.neg_()
     assert not torch.equal(head(h).masks, twin(h).masks)
 
 
-@pytest.mark.parametrize("masks", ["sigmoid", "relu", "softplus", "hard_concrete", "normalized"])
+@pytest.mark.parametrize("masks", MASKS)
 def test_state_dict_roundtrip(masks):
     head, twin = (MaskedSubspaceHead(mlp(), NAMES, masks=masks, uncertainty="subspace").eval() for _ in range(2))
     buffer = io.BytesIO()
@@ -249,14 +251,16 @@ def test_other_subspaces_are_named_with_care(subspaces, new, words):
 
 def test_masks_that_mean_something_else_are_not_loaded():
     state = MaskedSubspaceHead(mlp(), NAMES, masks=NormalizedMasks(3, 8, coverage=0.5)).state_dict()
-    head = MaskedSubspaceHead(mlp(), NAMES)
+    head = MaskedSubspaceHead(mlp(), NAMES, masks=NormalizedMasks(3, 8, coverage=0.75))
     before = head.masks.weight.clone()
-    with pytest.raises(ValueError, match=r"got masks of .*0\.5.*, wanted .*0\.8.*; nothing was loaded"):
+    with pytest.raises(ValueError, match=r"got masks of .*0\.5.*, wanted .*0\.75.*; nothing was loaded"):
         head.load_state_dict(state)
     assert torch.equal(head.masks.weight, before)
+    with pytest.raises(ValueError, match=r"got masks of .*normalized.*, wanted .*binary.*; nothing was loaded"):
+        MaskedSubspaceHead(mlp(), NAMES).load_state_dict(state)
 
 
-@pytest.mark.parametrize("masks", ["normalized", "sigmoid", "relu", "softplus", "hard_concrete"])
+@pytest.mark.parametrize("masks", MASKS)
 def test_one_subspace_of_a_trained_model_exports(masks):
     class Features(nn.Module):
         def __init__(self, head: MaskedSubspaceHead) -> None:

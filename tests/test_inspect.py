@@ -14,6 +14,7 @@ from torch import nn
 from mast_ops import MaskedSubspaceHead, SigmoidMasks
 from mast_ops.__main__ import main
 from mast_ops.checkpoints import load_heads
+from mast_ops.masks import MASKS, BinaryMasks
 
 NAMES = ["crop", "color", "blur"]
 
@@ -32,7 +33,7 @@ def saved(value: object, folder: Path) -> Path:
     return folder / "model.pt"
 
 
-@pytest.mark.parametrize("kind", ["normalized", "sigmoid", "relu", "softplus", "hard_concrete"])
+@pytest.mark.parametrize("kind", MASKS)
 def test_masks_are_those_of_the_head_in_eval(kind, tmp_path):
     one = head(masks=kind).eval()
     (found,) = load_heads(saved(one.state_dict(), tmp_path)).values()
@@ -44,7 +45,11 @@ def test_masks_are_those_of_the_head_in_eval(kind, tmp_path):
 def test_settings_that_are_no_defaults_are_kept(tmp_path):
     from mast_ops import HardConcreteMasks, NormalizedMasks
 
-    for masks in (NormalizedMasks(3, 8, coverage=0.3), HardConcreteMasks(3, 8, temperature=0.4, stretch=(-0.3, 1.2))):
+    for masks in (
+        NormalizedMasks(3, 8, coverage=0.3),
+        HardConcreteMasks(3, 8, temperature=0.4, stretch=(-0.3, 1.2)),
+        BinaryMasks(3, 8, coverage=0.3, temperature=0.4),
+    ):
         one = head(masks=masks).eval()
         (found,) = load_heads(saved(one.state_dict(), tmp_path)).values()
         torch.testing.assert_close(found.masks, one.masks().detach())
@@ -73,13 +78,21 @@ def test_of_several_heads_one_is_asked_for(tmp_path, capsys):
 
 
 def test_it_prints_tables_and_writes_files(tmp_path, capsys):
-    one = head(uncertainty="subspace")
+    one = head(masks=BinaryMasks(3, 8, coverage=0.75), uncertainty="subspace")
     with torch.no_grad():
         one.uncertainty.bias.copy_(torch.tensor([-1.0, 0.0, 1.0]))
     path = saved(one.state_dict(), tmp_path)
     code, out, _ = inspect(path, capsys, "--json", str(tmp_path / "a.json"), "--plot", str(tmp_path / "a.png"))
     assert code == 0
-    for words in (*NAMES, "K=3 subspaces of D=8", "coverage 0.8", "Overlap", "log-variance", "unique", "open in no"):
+    for words in (
+        *NAMES,
+        "K=3 subspaces of D=8",
+        "binary masks (coverage 0.75",
+        "Overlap",
+        "log-variance",
+        "unique",
+        "open in no",
+    ):
         assert words in out
     written = json.loads((tmp_path / "a.json").read_text())
     assert written["subspaces"] == NAMES
@@ -87,6 +100,7 @@ def test_it_prints_tables_and_writes_files(tmp_path, capsys):
     assert [a + b for a, b in zip(written["unique"], written["shared"], strict=True)] == [
         round(8 * x) for x in written["density"]
     ]
+    assert written["density"] == [0.75] * 3
     assert {file.name for file in tmp_path.iterdir()} == {"model.pt", "a.json", "a.png"}
     assert (tmp_path / "a.png").read_bytes()[:4] == b"\x89PNG"
 

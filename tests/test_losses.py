@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import mast_ops.functional as MF
 from mast_ops import (
     MaskedSubspaceHead,
     SubspaceBarlowTwinsLoss,
@@ -100,17 +101,23 @@ def test_without_uncertainty_it_is_the_masked_mean_squared_error():
 @pytest.mark.parametrize("width", [1, K, D])
 @pytest.mark.parametrize("factorised", [False, True])
 @pytest.mark.parametrize("normalize", [False, True])
-def test_uncertainty_is_the_gaussian_likelihood(width, factorised, normalize):
+def test_uncertainty_is_the_stated_formula(width, factorised, normalize):
     z0, z1 = views()
     m = masks()
     a, b = torch.randn(2, N, width, dtype=torch.float64).unbind()
     variance = a.exp() + b.exp()
-    scale = 1 / (1 / variance).mean(0) if normalize else torch.full_like(variance[0], 0.5)
     per_entry = torch.empty(N, K, D, dtype=torch.float64)
     for k in range(K):
-        column = slice(k, k + 1) if width == K else slice(None)
-        v, s = variance[:, column], scale[column]
-        per_entry[:, k] = m[k] ** 2 * s * ((z0 - z1) ** 2 / v + v.log())
+        v = variance[:, k : k + 1] if width == K else variance
+        gap = (z0 - z1) ** 2
+        if not normalize:
+            per_entry[:, k] = m[k] ** 2 * (gap / v + v.log()) / 2
+        elif width == D:  # the same, times twice the harmonic mean
+            per_entry[:, k] = m[k] ** 2 * (gap / v + v.log()) / (1 / v).mean(0)
+        else:  # relative, of centred views, for the prediction alone
+            x, y = (m[k] * (z - torch.cat([z0, z1]).mean(0)) for z in (z0, z1))
+            mismatch = ((x - y) ** 2).sum(1, True) / (x**2 + y**2).sum(1, True)
+            per_entry[:, k] = m[k] ** 2 * gap / v / (1 / v).mean(0) + mismatch / v + v.log()
     wanted = per_entry.mean(2)[torch.arange(N), INDEX].mean() if factorised else per_entry.mean()
     loss = UncertaintyInvarianceLoss(normalize=normalize)
     ours = loss(SubspaceOutput(z0, m, a), SubspaceOutput(z1, m, b), subspace=INDEX if factorised else None)
@@ -153,9 +160,47 @@ def test_tensors_outputs_and_components_agree(loss, subspace):
         "covariance": 1.0,
         "redundancy": 5e-3,
         "invariance": 25.0 if loss is SubspaceVICRegLoss else 1.0,
+        "sensitivity": criterion.sensitivity_param,
     }
     torch.testing.assert_close(sum(weights.get(name, 1.0) * value for name, value in parts.items()), plain)
     assert not any(value.requires_grad for value in parts.values())
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_sensitivity_is_there_with_subspaces_and_a_positive_weight_alone(loss):
+    z0, z1 = views()
+    m, criterion = masks(), loss()
+    parts = criterion(z0, z1, m, INDEX, return_components=True)[1]
+    assert ("sensitivity" in parts) == (criterion.sensitivity_param > 0)
+    criterion.sensitivity_param = 3.0
+    value, parts = criterion(z0, z1, m, INDEX, return_components=True)
+    torch.testing.assert_close(parts["sensitivity"], MF.subspace_sensitivity(z0, z1, m, INDEX).sum().detach())
+    assert parts["sensitivity"] > 0
+    assert "sensitivity" not in criterion(z0, z1, m, return_components=True)[1]
+    criterion.sensitivity_param = 0.0
+    without, others = criterion(z0, z1, m, INDEX, return_components=True)
+    assert others.keys() == parts.keys() - {"sensitivity"}
+    torch.testing.assert_close(value, without + 3 * parts["sensitivity"])
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_masks_of_ones_have_no_sensitivity(loss):
+    """Neither in the value nor in the views' gradients, for any number of subspaces; masks may feel which way to go."""
+    z0, z1 = views()
+    values = []
+    for weight in (0.0, 5.0):
+        criterion = loss()
+        criterion.sensitivity_param = weight
+        value = criterion(z0, z1, torch.ones(K, D, dtype=torch.float64), INDEX)
+        values.append([value, *torch.autograd.grad(value, (z0, z1))])
+    torch.testing.assert_close(*values, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("loss", [SubspaceVICRegLoss, SubspaceNTXentLoss, SubspaceCosineLoss])
+@pytest.mark.parametrize("weight", [-1.0, float("nan"), float("inf")])
+def test_a_weight_that_is_none_is_refused(loss, weight):
+    with pytest.raises(ValueError, match=f"sensitivity_param: got {weight}, wanted a finite number >= 0"):
+        loss(sensitivity_param=weight)
 
 
 def test_a_learned_temperature_gets_a_gradient():

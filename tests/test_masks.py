@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.func import functional_call
 
-from mast_ops import HardConcreteMasks, NormalizedMasks, ReLUMasks, SigmoidMasks, SoftplusMasks
+from mast_ops import BinaryMasks, HardConcreteMasks, NormalizedMasks, ReLUMasks, SigmoidMasks, SoftplusMasks
 
-ALL = (SigmoidMasks, ReLUMasks, SoftplusMasks, HardConcreteMasks, NormalizedMasks)
+ALL = (SigmoidMasks, ReLUMasks, SoftplusMasks, HardConcreteMasks, NormalizedMasks, BinaryMasks)
 
 
 def filled(kind, value, **kwargs):
@@ -70,9 +70,9 @@ def test_normalized_masks_ignore_a_shift_and_have_the_implicit_gradient():
     assert torch.autograd.gradcheck(masks, (weight,), atol=1e-4)
 
 
-def test_an_invariance_alone_closes_sigmoid_masks_and_not_normalized_ones():
+def test_an_invariance_alone_closes_sigmoid_masks_and_none_of_fixed_coverage():
     gap = torch.rand(16, 8)
-    for kind, collapses in ((SigmoidMasks, True), (NormalizedMasks, False)):
+    for kind, collapses in ((SigmoidMasks, True), (NormalizedMasks, False), (BinaryMasks, False)):
         module = kind(2, 8)
         optimizer = torch.optim.Adam(module.parameters(), lr=0.1)
         for _ in range(200):

@@ -84,6 +84,18 @@ def test_pairs_save_their_inputs_alone(name):
     assert got["peak"] <= 6 * n * d * FLOAT < k * n * d * FLOAT
 
 
+@pytest.mark.parametrize("weighted", [False, True])
+def test_sensitivity_holds_nothing_of_all_subspaces(weighted):
+    """Rows of sums, and where pairs are weighed the weighed views."""
+    n, d, k = 512, 2048, 15
+    subspace, weight = torch.arange(n) % k, torch.rand(n) if weighted else None
+    got = bytes_of(lambda z0, z1, masks: MF.subspace_sensitivity(z0, z1, masks, subspace, weight).sum(), n, d, k)
+    views = 2 * n * d * FLOAT if weighted else 0
+    few = 16 * k * d * FLOAT
+    assert got["saved"] <= views + few
+    assert got["peak"] <= 2 * views + 6 * n * d * FLOAT + few < k * n * d * FLOAT
+
+
 def test_covariance_is_never_whole():
     d = 4096
     got = bytes_of(lambda z0, z1, masks: sum(x.sum() for x in MF.subspace_moments(z0, masks)), 64, d, 8)

@@ -7,8 +7,9 @@ from torch import nn
 from mast_ops import MaskedSubspaceHead, SubspaceNTXentLoss, param_groups
 
 
-def model() -> nn.Module:
-    head = MaskedSubspaceHead(nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8)), 3, uncertainty="subspace")
+def model(**options) -> nn.Module:
+    projector = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8))
+    head = MaskedSubspaceHead(projector, 3, uncertainty="subspace", **options)
     return nn.Sequential(nn.Linear(4, 4), head)
 
 
@@ -42,8 +43,9 @@ def test_masks_are_found_inside_wrappers_and_frozen_ones_are_not_trained():
     assert not {id(p) for p in net[0].parameters()} & {id(p) for g in groups.values() for p in g["params"]}
 
 
-def test_masks_do_not_decay():
-    net = model()
+@pytest.mark.parametrize("composed", [None, "2"])
+def test_masks_do_not_decay(composed):
+    net = model(composed=composed)
     optimizer = torch.optim.AdamW(param_groups(net, lr=0.1, weight_decay=0.5))
     before = net[1].masks.weight.detach().clone()
     for parameter in net.parameters():

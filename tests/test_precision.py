@@ -11,6 +11,7 @@ from mast_ops import (
     SubspaceBarlowTwinsLoss,
     SubspaceCosineLoss,
     SubspaceNTXentLoss,
+    SubspaceOutput,
     SubspaceVICRegLoss,
     UncertaintyInvarianceLoss,
 )
@@ -21,15 +22,16 @@ LOSSES = {
     "vicreg": SubspaceVICRegLoss,
     "vicreg in subspaces": partial(SubspaceVICRegLoss, scope="subspace"),
     "barlow twins": SubspaceBarlowTwinsLoss,
-    "cosine": SubspaceCosineLoss,
+    "cosine": partial(SubspaceCosineLoss, sensitivity_param=1.0),
     "invariance": UncertaintyInvarianceLoss,
+    "normalised invariance": partial(UncertaintyInvarianceLoss, normalize=True),
 }
 
 
-def head() -> MaskedSubspaceHead:
+def head(**options) -> MaskedSubspaceHead:
     torch.manual_seed(1)
     projector = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 24))
-    return MaskedSubspaceHead(projector, 3, uncertainty="subspace")
+    return MaskedSubspaceHead(projector, 3, uncertainty="subspace", **options)
 
 
 def inputs() -> tuple[torch.Tensor, torch.Tensor]:
@@ -39,8 +41,9 @@ def inputs() -> tuple[torch.Tensor, torch.Tensor]:
 
 @pytest.mark.parametrize("dtype", HALVES)
 @pytest.mark.parametrize("name", LOSSES)
-def test_autocast_leaves_masks_variances_and_losses_in_float32(name, dtype):
-    one, loss = head(), LOSSES[name]()
+@pytest.mark.parametrize("composed", [None, "2"])
+def test_autocast_leaves_masks_variances_and_losses_in_float32(name, dtype, composed):
+    one, loss = head(composed=composed), LOSSES[name]()
     x, subspace = inputs()
     with torch.autocast("cpu", dtype):
         out0, out1 = one(x[0]), one(x[1])
@@ -58,12 +61,15 @@ def test_autocast_leaves_masks_variances_and_losses_in_float32(name, dtype):
 def test_the_loss_adds_no_error_to_that_of_the_embedding(name, dtype):
     """Against float64 on the same rounded embeddings, and the loss of float32 ones as the scale of what is lost."""
     g = torch.Generator().manual_seed(3)
-    z = torch.randn(2, 64, 48, generator=g).to(dtype)
-    masks = torch.rand(3, 48, generator=g)
-    loss = LOSSES[name]()
-    got = loss(*z, masks=masks)
-    wanted = loss.double()(*z.double(), masks=masks.double())
-    torch.testing.assert_close(got.double(), wanted, rtol=2e-5, atol=2e-5)
+    z = torch.randn(2, 64, 48, generator=g)
+    z = torch.stack([z[0], z[0] + 0.3 * z[1]]).to(dtype)
+    masks, log_variance = torch.rand(3, 48, generator=g), torch.randn(64, 3, generator=g)
+    loss, exact = LOSSES[name](), LOSSES[name]().double()
+    for own in (None, torch.randint(3, (64,), generator=g)):
+        got = loss(SubspaceOutput(z[0], masks, log_variance), z[1], subspace=own)
+        out = SubspaceOutput(z[0].double(), masks.double(), log_variance.double())
+        wanted = exact(out, z[1].double(), subspace=own)
+        torch.testing.assert_close(got.double(), wanted, rtol=2e-5, atol=2e-5)
 
 
 @pytest.mark.parametrize("dtype", HALVES)

@@ -235,6 +235,7 @@ def _statistics(z: Tensor, distributed: bool, correction: int = 1, before: Tenso
 def spread(z0: Tensor, z1: Tensor, distributed: bool, before: Tensor | None) -> Tensor:
     """Variance of every dimension over both views' batches, (D,), as a constant."""
     views = widen(z0.detach(), z1.detach())
+    before = None if before is None else before.detach()  # or constants would go round again in the backward pass
     if not distributed:
         variance = torch.stack([z.var(dim=0, correction=0) for z in views])
     else:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from mast_ops import ops
-from mast_ops._checks import check_min_samples, check_positive
+from mast_ops._checks import check_min_samples, check_positive, check_subspace, check_weight
 from mast_ops._precision import no_autocast, widen
 from mast_ops.functional.moments import spread
 from mast_ops.functional.pairs import check_pairs, select_rows
@@ -23,12 +23,13 @@ def subspace_sensitivity(
 ) -> Tensor:
     """How far the dimensions outside each mask are from changing with that mask's augmentation.
 
-    ``mean_d relu(1 - m_kd) relu(1 - sqrt(r_kd + eps))``, where ``r_kd = mean_i (z0_id - z1_id)^2 / (2 var(z_d))`` over
-    the pairs of subspace k. ``r`` is 0 for a dimension that is invariant to augmentation k, and 1 for one whose
-    variance is all its doing. It is VICReg's variance hinge, on differences of pairs and outside of the masks: without
-    it nothing asks a free dimension to hold what the others give up. A mask of ones has no outside, and costs nothing.
-    Nor does a mask that lies within all the others, as the last of :class:`mast_ops.ComposedMasks` does: what it leaves
-    out is the others' to keep, and a pair in which everything differs does not say which of them did.
+    ``mean_d relu(1 - |m_kd|) relu(1 - sqrt(r_kd + eps))``, where ``r_kd = mean_i (z0_id - z1_id)^2 / (2 var(z_d))``
+    over the pairs of subspace k, and ``var``, a constant, is the mean of the two views' variances over the whole
+    batch, at least ``eps``. ``r`` is 0 for a dimension that is invariant to augmentation k, and 1 for one whose
+    variance is all its doing. It is VICReg's variance hinge, on differences of pairs and outside of the masks:
+    without it nothing asks a free dimension to hold what the others give up. A mask of ones has no outside, and costs
+    nothing. Nor does a mask that lies within all the others, as the last of :class:`mast_ops.ComposedMasks` does: what
+    it leaves out is the others' to keep, and a pair in which everything differs does not say which of them did.
 
     Samples are summed before masks act, so that all K cost about as much as one, and nothing of size N x K x D exists.
 
@@ -40,7 +41,7 @@ def subspace_sensitivity(
             nothing.
         weight: (N,), how much pair i counts, >= 0: pairs that predicted uncertainty calls ambiguous should not pass
             for sensitivity. A constant: it gets no gradient. Default: all alike.
-        eps: Under the square root, so that an invariant dimension has a gradient.
+        eps: Under the square root, so that an invariant dimension has a gradient; and below the variance.
         gather_distributed: Whether the batch is that of all ranks; sums are reduced, not gathered. See
             :class:`mast_ops.losses.SubspaceLoss`.
         backend: What computes it, see :data:`mast_ops.ops.Backend`.
@@ -50,7 +51,8 @@ def subspace_sensitivity(
 
     Raises:
         ValueError, TypeError: The arguments disagree in shape, dtype or device, are empty or integer, fewer than two
-            samples, ``subspace`` is out of range, ``eps`` <= 0, or the asked backend cannot run.
+            samples, ``subspace`` is out of range, ``weight`` has a negative entry, ``eps`` <= 0, or the asked backend
+            cannot run.
 
     Source: ours; the hinge is VICReg's (arXiv 2105.04906), equation 1.
 
@@ -80,9 +82,10 @@ def sensitivity_after(
 ) -> Tensor:
     """The same, with ranks told nothing before they were told ``before``: see :mod:`mast_ops.ops.collectives`."""
     check_positive("eps", eps)
-    check_pairs(z0, z1, masks, subspace)
-    if weight is not None and weight.shape != subspace.shape:
-        raise ValueError(f"weight: got shape {tuple(weight.shape)}, wanted {tuple(subspace.shape)}")
+    check_pairs(z0, z1, masks, None)
+    check_subspace(subspace, z0.shape[0], masks.shape[0], z0.device)
+    if weight is not None:
+        check_weight("weight", weight, z0)
     distributed = ops.ranks(gather_distributed) > 1
     if not distributed:
         check_min_samples(z0.shape[0], 2, "a variance over the batch needs two")
@@ -99,12 +102,13 @@ def sensitivity_after(
         member = select_rows(torch.eye(num_subspaces, dtype=masks.dtype, device=masks.device), subspace)
         count = counted @ member
         if distributed:
-            totals = torch.cat([sums, count[:, None]], dim=1)
-            totals = ops.all_reduce(ops.after(totals, variance))
+            totals = ops.after(torch.cat([sums, count[:, None]], dim=1), variance)
+            totals = ops.all_reduce(totals if before is None else ops.after(totals, before))
             sums, count = totals[:, :-1], totals[:, -1]
         present = count > 0
-        asked = present if num_subspaces == 1 else present & ~(masks <= masks.amin(dim=0)).all(dim=1)
+        size = torch.where(masks < 0, -masks, masks)  # not abs: it has no gradient at 0
+        asked = present if num_subspaces == 1 else present & ~(size <= size.amin(dim=0)).all(dim=1)
         ratio = sums / (2 * torch.where(present, count, 1))[:, None] / variance.clamp_min(eps)
         hinge = torch.relu(1 - (ratio + eps).sqrt()) * asked[:, None]
         # 0 * inf is NaN: an infinite mask must not look like one without an outside.
-        return (torch.relu(1 - masks) * hinge + 0 * masks).mean(dim=1)
+        return (torch.relu(1 - size) * hinge + 0 * masks).mean(dim=1)

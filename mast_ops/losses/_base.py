@@ -46,7 +46,8 @@ class SubspaceLoss(nn.Module, ABC):
 
     With ``sensitivity_param`` > 0 and factorised pairs one more term asks what lies outside each mask to change with
     that mask's augmentation, so that the features hold what it does: the sum over subspaces of
-    :func:`mast_ops.functional.subspace_sensitivity`. With masks of ones, or without ``subspace``, it is not there.
+    :func:`mast_ops.functional.subspace_sensitivity`, which takes at least two samples. With masks of ones it is 0;
+    without ``subspace`` it is not there.
 
     With ``gather_distributed=True`` the loss is that of the batches of all ranks of torch.distributed's default
     process group put together, the same value on every rank, and the gradients that DDP or FSDP average over ranks
@@ -72,7 +73,7 @@ class SubspaceLoss(nn.Module, ABC):
         """Weight and value of every named term."""
 
     def pair_weight(self, pair: Pair, subspace: Tensor) -> Tensor | None:
-        """How much each pair counts for sensitivity, (N,), up to a factor; None: all alike."""
+        """How much each pair counts for sensitivity, (N,), up to a factor that all ranks share; None: all alike."""
         return None
 
     @overload
@@ -108,9 +109,8 @@ class SubspaceLoss(nn.Module, ABC):
         check_pairs(pair.z0, pair.z1, pair.masks, subspace)
         terms = self.terms(pair, subspace)
         if subspace is not None and self.sensitivity_param > 0:
-            *_, (_, before) = terms.values()
             value = sensitivity_after(
-                before,
+                torch.stack([value for _, value in terms.values()]),  # whichever of them spoke to the ranks last
                 pair.z0,
                 pair.z1,
                 pair.masks,

@@ -23,8 +23,9 @@ class UncertaintyInvarianceLoss(SubspaceLoss):
         distance: ``"squared"`` (default, the paper's VICReg baseline) or ``"cosine"`` (BYOL, SimSiam).
         granularity: What the predicted log-variances' columns are, ``"sample"``, ``"subspace"`` or
             ``"dimension"``. By default told from their number; needed only where K == D.
-        normalize: Scale the weights of the pairs to a mean of 1 over the batch; by default the bare likelihood.
-            Worth it beside terms that are weighted against a mean-squared error, as in VICReg.
+        normalize: Only weigh pairs against one another, with weights that average 1 over the batch, and train the
+            prediction apart; by default the bare likelihood. Worth it beside terms that are weighted against a
+            mean-squared error, as in VICReg.
         gather_distributed: Whether the batch is that of all ranks, see :class:`mast_ops.losses.SubspaceLoss`.
         backend: What computes it, see :data:`mast_ops.ops.Backend`.
 

@@ -81,7 +81,7 @@ class SubspaceVICRegLoss(SubspaceLoss):
         if log_variance is None or self.granularity == "dimension" or log_variance.shape[1] not in (1, len(pair.masks)):
             return None
         (own,) = widen(own_column(log_variance.detach(), subspace))
-        return torch.exp(own.min() - own)
+        return torch.exp(-own)
 
     @override
     def terms(self, pair: Pair, subspace: Tensor | None) -> dict[str, tuple[float, Tensor]]:

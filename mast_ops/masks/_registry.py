@@ -21,9 +21,7 @@ MASKS: dict[str, type[MaskParameterization]] = {
     "normalized": NormalizedMasks,
     "binary": BinaryMasks,
 }
-
-
-_COMPOSED = "composed"
+COMPOSED = "composed"
 
 
 def make_masks(
@@ -47,16 +45,27 @@ def make_masks(
 def describe_masks(masks: MaskParameterization) -> dict[str, Any]:
     """Kind and settings as a checkpoint carries them. The kind of a class of the user's own is its name."""
     if isinstance(masks, ComposedMasks):
-        return {"kind": _COMPOSED, **masks.settings()}
+        return {"kind": COMPOSED, **masks.settings()}
     kinds = [name for name, kind in MASKS.items() if type(masks) is kind]
     return {"kind": kinds[0] if kinds else type(masks).__qualname__, **masks.settings()}
 
 
 def masks_from_description(description: Mapping[str, Any], weight: Tensor) -> MaskParameterization | None:
-    """What :func:`describe_masks` described, with this ``weight``; None for a class of the user's own."""
+    """What :func:`describe_masks` described, with this ``weight``; None for a class of the user's own.
+
+    Raises:
+        ValueError, TypeError: It describes nothing that could be.
+    """
     settings = dict(description)
-    if settings["kind"] == _COMPOSED:
-        each = masks_from_description(settings["each"], weight)
+    if settings["kind"] == COMPOSED:
+        described = settings.get("each")
+        if (
+            not isinstance(described, Mapping)
+            or not isinstance(described.get("kind"), str)
+            or described["kind"] == COMPOSED
+        ):
+            raise ValueError(f"masks: got composed ones of each {described!r}, wanted kind and settings of plain masks")
+        each = masks_from_description(described, weight)
         return None if each is None else ComposedMasks(each)
     kind = MASKS.get(settings.pop("kind"))
     if kind is None:

@@ -67,7 +67,12 @@ class BinaryMasks(MaskParameterization):
         closed = self.dim - self.num_open
         order = torch.randperm(self.dim, device=self.weight.device)
         for k, row in enumerate(self.weight):
-            row[order[(k * closed + torch.arange(closed, device=order.device)) % self.dim]] -= 5 * self.std
+            places = order.roll(-k * closed)
+            own, others = places[:closed], places[closed:]
+            row[own] -= 5 * self.std
+            ordered = row.sort().values  # of many dimensions the tails reach across: those values change places
+            row[own[row[own].argsort()]] = ordered[:closed]
+            row[others[row[others].argsort()]] = ordered[closed:]
 
     def forward(self) -> Tensor:
         ordered = self.weight.detach().sort(dim=1, descending=True)

@@ -1,6 +1,7 @@
 """The mask of pairs in which every augmentation differs."""
 
 from collections.abc import Callable, Sequence
+from functools import reduce
 from typing import Any, Self
 
 import torch
@@ -19,6 +20,9 @@ class ComposedMasks(MaskParameterization):
     Args:
         each: The masks of the single augmentations.
 
+    Raises:
+        TypeError: ``each`` is no parameterisation of masks, or a composed one.
+
     Source: ours.
 
     Example:
@@ -30,6 +34,8 @@ class ComposedMasks(MaskParameterization):
 
     def __init__(self, each: MaskParameterization) -> None:
         nn.Module.__init__(self)
+        if not isinstance(each, MaskParameterization) or isinstance(each, ComposedMasks):
+            raise TypeError(f"each: got {type(each).__name__}, wanted masks of single augmentations")
         self.each = each
 
     @property
@@ -46,7 +52,8 @@ class ComposedMasks(MaskParameterization):
 
     def forward(self) -> Tensor:
         each: Tensor = self.each()
-        return torch.cat([each, each.prod(dim=0, keepdim=True)])
+        product = reduce(torch.mul, each.unbind())  # the gradient of prod() makes the CPU wait, to look for zeros
+        return torch.cat([each, product[None]])
 
     def settings(self) -> dict[str, Any]:
         from mast_ops.masks._registry import describe_masks  # which knows this class

@@ -67,15 +67,14 @@ class MaskParameterization(nn.Module, ABC):
         if not rows:
             raise ValueError("rows: got none, wanted at least one")
         chosen = copy.deepcopy(self)
-        weight = torch.empty(len(rows), self.dim, dtype=self.weight.dtype, device=self.weight.device)
-        nn.init.normal_(weight, self.mean, self.std)
+        chosen.weight = nn.Parameter(self.weight.new_empty(len(rows), self.dim), self.weight.requires_grad)
+        chosen.reset_parameters()  # a row that starts anew starts as its class has it
         for i, row in enumerate(rows):
             if row is None:
                 continue
             if not 0 <= row < self.num_subspaces:
                 raise ValueError(f"rows: got {row}, wanted 0 to {self.num_subspaces - 1}, or None")
-            weight[i] = self.weight.detach()[row]
-        chosen.weight = nn.Parameter(weight, requires_grad=self.weight.requires_grad)
+            chosen.weight.data[i] = self.weight.data[row]
         return chosen
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
