@@ -23,7 +23,8 @@ class BinaryMasks(MaskParameterization):
     Args:
         num_subspaces: K.
         dim: D.
-        coverage: Share of open entries in every row, strictly between 0 and 1, rounded to whole entries, at least one.
+        coverage: Share of open entries in every row, strictly between 0 and 1, rounded to whole entries, at least one;
+            of few dimensions none may be left to close (D <= 10 at the default).
             0.95 leaves a twentieth of the dimensions to each augmentation: few numbers say what one of them did.
         mean: Start of ``weight``; only differences within a row matter.
         std: Spread of the start; entries that start closed lie five times as far below.
