@@ -8,7 +8,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import NearestNeighbors
 from sklearn.preprocessing import StandardScaler
-from torch import Tensor
+from torch import Tensor, nn
 
 from benchmarks.evidence.factors import (
     AUGMENTATIONS,
@@ -120,9 +120,10 @@ def uncertainty(trained: Trained, scenes: Scenes) -> dict[str, Any]:
     """How predicted log-variances go with strength, and whether they tell ruined views from whole ones."""
     head, backbone = trained.head, trained.backbone
     assert head is not None
+    before: Callable[[Tensor], Tensor] = nn.Identity() if head.projector is trained.projector else trained.projector
 
     def predicted(x: Tensor) -> Tensor:
-        return apply(lambda part: head(backbone(part)).log_variance, x)
+        return apply(lambda part: head(before(backbone(part))).log_variance, x)
 
     generator = torch.Generator().manual_seed(_SEED + 2)
     index = torch.arange(len(scenes.labels))

@@ -56,9 +56,8 @@ _ALL = {key: method for base in BASES for key, method in _of_base(base).items()}
 METHODS: dict[str, Method] = {
     key: method
     for key, method in _ALL.items()
-    # Variances are VICReg's alone, BYOL's loss has no sensitivity by default, and one oracle is enough.
-    if key.startswith("vicreg")
-    or not any(part in key for part in ("uncertainty", "without", "half", "byol/fixed-sensitive"))
+    # NT-Xent has no use for a predicted variance, and BYOL's loss has no sensitivity by default.
+    if key not in ("simclr/mast-uncertainty", "byol/fixed-sensitive")
 } | {
     "supervised": Method("supervised, each task its own", "supervised"),
     "random": Method("random features", "random"),

@@ -9,9 +9,10 @@ from scipy import stats
 
 from benchmarks.evidence.evaluate import rank_of_related
 from benchmarks.evidence.factors import CHANCE, TASKS
-from benchmarks.evidence.methods import BASES, SUITES
+from benchmarks.evidence.methods import SUITES
 
 _TASKS = tuple(TASKS)
+_PREFIX = {"vicreg": "VICReg: ", "simclr": "SimCLR: ", "byol": "BYOL: "}
 Results = dict[str, dict[str, dict[int, Any]]]
 
 
@@ -41,9 +42,11 @@ def scores(runs: dict[int, Any], kind: str = "linear") -> dict[str, list[float]]
     return table | {"mean": [float(np.mean([run[kind][task] for task in _TASKS])) for run in runs.values()]}
 
 
-def oracle(methods: dict[str, dict[int, Any]], kind: str = "linear") -> dict[str, list[float]] | None:
-    """For each task the best subset of augmentations, composed: what VICReg could do if it knew the task."""
-    subsets = {name: runs for name, runs in methods.items() if "/without-" in name or name == "vicreg/composed"}
+def oracle(
+    methods: dict[str, dict[int, Any]], kind: str = "linear", base: str = "vicreg"
+) -> dict[str, list[float]] | None:
+    """For each task the best subset of augmentations, composed: what the base could do if it knew the task."""
+    subsets = {n: runs for n, runs in methods.items() if n.startswith((f"{base}/without-", f"{base}/composed"))}
     if len(subsets) < 2:
         return None
     best = {}
@@ -77,8 +80,9 @@ def probes(methods: dict[str, dict[int, Any]], kind: str, suite: str = "methods"
     for name, runs in methods.items():
         if "/without-" not in name:
             rows.append((_title(suite, name), scores(runs, kind)))
-        if name == "vicreg/composed" and (best := oracle(methods, kind)):
-            rows.append(("VICReg: best subset for each task (oracle)", best))
+        base, _, kind_of_pairs = name.partition("/")
+        if kind_of_pairs == "composed" and (best := oracle(methods, kind, base)):
+            rows.append((f"{_PREFIX[base]}best subset for each task (oracle)", best))
     lines = [f"| {heading} | " + " | ".join((*_TASKS, "mean")) + " |", "|---|" + "---:|" * (len(_TASKS) + 1)]
     lines += ["| " + " | ".join([title, *(_cell(table[t]) for t in (*_TASKS, "mean"))]) + " |" for title, table in rows]
     chance = [*CHANCE.values(), float(np.mean(list(CHANCE.values())))]
@@ -190,8 +194,7 @@ def figures(document: dict[str, Any], folder: Path) -> None:
 
 def _title(suite: str, name: str) -> str:
     title = SUITES[suite][name].title if suite == "methods" else name
-    base = {"vicreg": "VICReg: ", "simclr": "SimCLR: ", "byol": "BYOL: "}
-    return base[name.split("/")[0]] + title if name.split("/")[0] in BASES else title
+    return _PREFIX.get(name.split("/")[0], "") + title
 
 
 def _cell(values: list[float], digits: int = 1) -> str:

@@ -22,6 +22,7 @@ from mast_ops import (
     SubspaceNTXentLoss,
     SubspaceOutput,
     SubspaceVICRegLoss,
+    UncertaintyInvarianceLoss,
 )
 from mast_ops.analysis import mask_density, mask_overlap
 from mast_ops.masks import MaskParameterization
@@ -217,6 +218,8 @@ def _byol(method: Method, model: nn.ModuleDict, head: MaskedSubspaceHead | None)
     predictor.to(next(backbone.parameters()).device)
     target = copy.deepcopy(online).requires_grad_(False)
     criterion = _criterion(method, SubspaceCosineLoss)
+    if method.uncertainty:
+        criterion = UncertaintyInvarianceLoss("cosine", method.uncertainty, normalize=True)
 
     def step(x: Tensor, h: Tensor, subspace: Tensor, labels: dict[str, Tensor]) -> Tensor:
         with torch.no_grad():
