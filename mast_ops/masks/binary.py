@@ -18,7 +18,8 @@ class BinaryMasks(MaskParameterization):
     Rows start with closed entries of their own, apart from one another where D has room for all: every subspace has
     dimensions that it alone leaves free. Training may make them overlap.
 
-    The head's default: in `benchmarks/evidence` soft masks did not keep what they left half open.
+    The head's default: in `benchmarks/evidence` normalized masks did as well and sigmoid ones worse, on two seeds, and
+    neither lets kernels skip a column. Masks that learned ten times as fast as the model did worse too.
 
     Args:
         num_subspaces: K.
