@@ -18,7 +18,8 @@ from benchmarks.stats import summary
 
 ROOT = Path(__file__).parent.parent
 MARKED = "\n".join(
-    f"<!-- benchmarks:{name} -->\nstale table\n<!-- /benchmarks:{name} -->" for name in (*readme.DEVICES, "distributed", "evidence")
+    f"<!-- benchmarks:{name} -->\nstale table\n<!-- /benchmarks:{name} -->"
+    for name in (*readme.DEVICES, "distributed", "evidence")
 )
 
 
