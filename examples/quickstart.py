@@ -4,7 +4,7 @@ Every training image is a real digit (scikit-learn's, inside its wheel) seen und
 rotation, shift, colour and blur. Each task asks for something that one of the augmentations changes, so no
 single invariance serves them all. Prints one table, and writes figures and a JSON file.
 
-    python examples/quickstart.py                  # one seed, under 3 minutes on 2 CPU cores
+    python examples/quickstart.py                  # one seed
     python examples/quickstart.py --seeds 0 1 2    # mean and spread
 """
 

@@ -1,7 +1,7 @@
 """Whether one set of features serves tasks that want different invariances: every method, table, JSON and figures.
 
-python -m benchmarks.evidence --quick   # the main methods, short runs, one seed: under 10 minutes on 2 cores
-python -m benchmarks.evidence           # every suite on 5 seeds; about two hours on 2 cores
+python -m benchmarks.evidence --quick   # the main methods, short runs, one seed
+python -m benchmarks.evidence           # every suite on 5 seeds
 python -m benchmarks.evidence --suite methods --device cuda --data DIR   # a folder of one folder per class
 
 Runs that are done are kept in --out and not done again.
