@@ -1,0 +1,148 @@
+"""What every backend gives: the same functions of the same values, checked by mypy where a backend is chosen.
+
+``eager`` gives the formulas, which autograd differentiates; ``chunked`` and ``triton`` give the formulas and their
+gradients. A new backend is a folder with modules of these names.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+from torch import Tensor
+
+
+class Table(NamedTuple):
+    """Rows of squared masks, (R, D), in the dtype that sums run in; and the row that each sample reads."""
+
+    squared: Tensor
+    row: Tensor | None = None
+    """(N,) int64. None: every sample reads all R rows, and results are (N, R) instead of (N,)."""
+
+
+class Gap(NamedTuple):
+    """How far the views of each pair lie apart in each dimension, (N, D).
+
+    ``(z0 - z1)^2``, and with a log-variance (N, D) and its scale (1, D), a constant,
+    ``scale ((z0 - z1)^2 exp(-log_variance) + log_variance)``.
+    """
+
+    z0: Tensor
+    z1: Tensor
+    log_variance: Tensor | None = None
+    scale: Tensor | None = None
+
+
+class Contrast(NamedTuple):
+    """All pairs of anchors and candidates, compared by masked cosine times ``inverse_temperature``.
+
+    Candidate j is a positive of anchor i where ``sample1[j] == sample0[i]``. With ``z1`` and ``sample1`` None the
+    candidates are the anchors themselves, each without itself.
+    """
+
+    z0: Tensor
+    """Anchors, (N, D)."""
+    z1: Tensor | None
+    """Candidates, (C, D)."""
+    masks: Tensor
+    """(R, D), in the dtype that sums run in."""
+    inverse_temperature: Tensor
+    """Of one element, likewise."""
+    sample0: Tensor
+    """(N,) int64."""
+    sample1: Tensor | None
+    """(C,) int64."""
+    row: Tensor | None = None
+    """(N,) int64, the row of ``masks`` that each anchor reads. None: all of them."""
+    columns: bool = False
+    """Whether candidates are anchors too, in the other direction; goes with neither ``row`` nor a missing ``z1``."""
+
+
+class Contrasted(NamedTuple):
+    """Losses ``logsumexp_j s_ij - mean_{j positive} s_ij`` and the logsumexps in them.
+
+    Of anchors, (N, R), or (N,) with ``row``; of candidates, (C, R), or (0, R) unless ``columns`` (then (0,) with
+    ``row``).
+    """
+
+    rows: Tensor
+    columns: Tensor
+    row_lse: Tensor
+    column_lse: Tensor
+
+
+class ContrastGradients(NamedTuple):
+    """In the dtype that sums run in; None for candidates that are the anchors."""
+
+    z0: Tensor
+    z1: Tensor | None
+    masks: Tensor
+    inverse_temperature: Tensor
+
+
+class PairsFormulas(Protocol):
+    """Positive pairs."""
+
+    def distance(self, gap: Gap, table: Table) -> Tensor:
+        """``sum_d squared_rd gap_id``."""
+
+    def gap_sums(self, gap: Gap, num_rows: int, row: Tensor | None) -> Tensor:
+        """Sum of the gap over samples, (1, D), or (num_rows, D) with ``row``, each row over its own samples."""
+
+    def products(self, z0: Tensor, z1: Tensor, table: Table) -> tuple[Tensor, Tensor, Tensor]:
+        """``sum_d squared_rd x_id`` for x = z0 z1, z0^2 and z1^2: dot products and squared norms."""
+
+
+class PairsKernels(PairsFormulas, Protocol):
+    """With their gradients."""
+
+    def distance_backward(self, grad: Tensor, gap: Gap, table: Table) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Of z0, z1, squared and log_variance."""
+
+    def gap_sums_backward(self, grad: Tensor, gap: Gap, row: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Of z0, z1 and log_variance."""
+
+    def products_backward(
+        self, grads: tuple[Tensor, Tensor, Tensor], z0: Tensor, z1: Tensor, table: Table
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Of z0, z1 and squared."""
+
+
+class ContrastFormulas(Protocol):
+    """All pairs."""
+
+    def losses(self, problem: Contrast) -> tuple[Tensor, Tensor]:
+        """Of anchors and of candidates."""
+
+
+class ContrastKernels(Protocol):
+    """All pairs, with their gradients."""
+
+    def forward(self, problem: Contrast) -> Contrasted:
+        """Losses and logsumexps."""
+
+    def backward(
+        self, problem: Contrast, grads: tuple[Tensor, Tensor], lse: tuple[Tensor, Tensor]
+    ) -> ContrastGradients:
+        """Given the gradients of the losses, of anchors and of candidates, and the logsumexps."""
+
+    def fused(self, problem: Contrast, weights: tuple[float, float]) -> tuple[Tensor, Tensor, ContrastGradients]:
+        """Losses of anchors and of candidates, and the gradients of their weighted sum."""
+
+
+Reduce = Callable[[Tensor], Tensor]
+
+
+class MomentsFormulas(Protocol):
+    """Second moments over the batch."""
+
+    def off_diagonal(self, x: Tensor, y: Tensor | None, squared: Tensor, reduce: Reduce | None) -> Tensor:
+        """``sum_{i != j} squared_ki squared_kj (x^T y)_ij^2``, (K,). ``y`` None stands for x; ``reduce`` sums ``x^T y``
+        over ranks."""
+
+
+class MomentsKernels(MomentsFormulas, Protocol):
+    """With their gradients."""
+
+    def off_diagonal_backward(
+        self, grad: Tensor, x: Tensor, y: Tensor | None, squared: Tensor, reduce: Reduce | None
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Of x, y and squared."""
