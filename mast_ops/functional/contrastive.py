@@ -5,27 +5,22 @@ from einops import rearrange, repeat
 from torch import Tensor
 
 from mast_ops import ops
-from mast_ops._checks import (
-    check_choice,
-    check_embedding,
-    check_index,
-    check_masks,
-    check_positive,
-    check_subspace,
-    check_views,
-    values_are_free,
-)
+from mast_ops._checks import check_choice, check_embedding, check_index, check_positive, check_views, values_are_free
 from mast_ops._precision import no_autocast, wide
-from mast_ops.functional.pairs import Reduction, over_ranks
-from mast_ops.ops import Backend
+from mast_ops.functional.distance import REDUCTIONS, Reduction
+from mast_ops.ops import Backend, Contrast
+from mast_ops.pairs import Pairs
+from mast_ops.run import Run
 
 
 def subspace_info_nce(
     z0: Tensor,
     z1: Tensor,
     masks: Tensor,
+    *,
     temperature: float | Tensor,
-    subspace: Tensor | None = None,
+    kinds: Tensor | None = None,
+    kind: Tensor | None = None,
     reduction: Reduction = "mean",
     symmetric: bool = False,
     sample0: Tensor | None = None,
@@ -44,11 +39,12 @@ def subspace_info_nce(
         z1: Candidates, (C, D), same D, dtype and device; C = N unless samples are given.
         masks: One mask per subspace, (K, D). Columns where a mask is zero are skipped.
         temperature: Divides the cosines; > 0. A float, or a tensor of one element to learn it.
-        subspace: (N,) int64. With it, anchor i contrasts in subspace ``subspace[i]`` alone.
+        kinds: Of :func:`mast_ops.functional.masked_distance`.
+        kind: Likewise. With it, anchor i contrasts where the masks of all that differs in the pair are open.
         reduction: ``"mean"`` over anchors and subspaces, or ``"none"``. The mean is faster: its gradients are
             made in the forward pass.
         symmetric: Average with the other direction, in which every candidate is an anchor: CLIP's loss. Goes
-            without ``subspace``, and with ``"none"`` for C = N alone.
+            without ``kind``, and with ``"none"`` for C = N alone.
         sample0: (N,) int64, the sample that each anchor shows, given together with ``sample1``. Candidates of
             the same sample are the anchor's positives, as many as there are: the loss is then the mean of
             ``logsumexp - logit`` over them. An anchor without any gives NaN.
@@ -60,12 +56,12 @@ def subspace_info_nce(
         backend: What computes it, see :data:`mast_ops.ops.Backend`.
 
     Returns:
-        ``"mean"``: a scalar. ``"none"``: (N, K), or (N,) with ``subspace``. float32 for half-precision input, else
+        ``"mean"``: a scalar. ``"none"``: (N, K), or (N,) with ``kind``. float32 for half-precision input, else
         the dtype of ``z0``.
 
     Raises:
         ValueError, TypeError: The arguments disagree in shape, dtype or device, are empty or integer,
-            ``subspace`` is out of range, ``temperature`` is not a positive number, one of ``sample0`` and
+            ``kind`` is out of range, ``temperature`` is not a positive number, one of ``sample0`` and
             ``sample1`` is missing, ranks disagree in D or K, or the asked backend cannot run.
 
     Source: InfoNCE is van den Oord et al. 2018 (arXiv 1807.03748), several positives as in SupCon (Khosla et al.
@@ -78,49 +74,29 @@ def subspace_info_nce(
         >>> subspace_info_nce(z, z, torch.ones(2, 4), temperature=0.1, reduction="none")[0]
         tensor([0.0001, 0.0001])
     """
-    check_choice("reduction", reduction, ("mean", "none"))
+    check_choice("reduction", reduction, REDUCTIONS)
     check_temperature(temperature)
-    if (sample0 is None) != (sample1 is None):
-        missing, given = ("sample0", "sample1") if sample0 is None else ("sample1", "sample0")
-        raise ValueError(f"{missing}: got None beside {given}, wanted both or neither")
-    aligned = sample0 is None
-    if sample0 is None or sample1 is None:
-        check_views(z0, z1)
-        sample0 = sample1 = torch.arange(len(z0), device=z0.device)
-    else:
-        _check_candidates(z0, z1)
-        check_index("sample0", sample0, len(z0), z0.device)
-        check_index("sample1", sample1, len(z1), z1.device)
-    check_masks(masks, z0)
-    if subspace is not None:
-        check_subspace(subspace, len(z0), len(masks), z0.device)
-    if gather_distributed and not aligned:
-        raise ValueError(
-            "gather_distributed: got True beside sample0 and sample1, wanted False: "
-            "positives are not sought on other ranks"
-        )
-    if symmetric and subspace is not None:
-        raise ValueError("symmetric: got True beside subspace, wanted False: a candidate has no subspace of its own")
+    pairs, sample0, sample1 = check_samples(
+        z0, z1, masks, kinds=kinds, kind=kind, samples=(sample0, sample1), gather_distributed=gather_distributed
+    )
+    if symmetric and kind is not None:
+        raise ValueError("symmetric: got True beside kind, wanted False: a candidate is of no kind of its own")
     if symmetric and reduction == "none" and len(z0) != len(z1):
         raise ValueError(
             f"reduction: got 'none' for {len(z0)} anchors and {len(z1)} candidates in both directions, wanted 'mean'"
         )
-    inputs = (z0, z1, *_scales(z0, masks, temperature), sample0, sample1, subspace, symmetric)
-    distributed = ops.ranks(gather_distributed) > 1
-    with no_autocast(z0):
-        if reduction == "mean" and not distributed:
-            return ops.contrast_mean(*inputs, backend)
-        rows, columns = ops.contrast(*inputs, distributed, backend)
-        losses = (rows + columns) / 2 if symmetric else rows
-        return over_ranks(losses.mean(), len(z0), gather_distributed) if reduction == "mean" else losses
+    problem = problem_of(pairs, temperature, sample0)._replace(z1=z1, sample1=sample1, both_ways=symmetric)
+    return _contrast(problem, Run(backend, gather_distributed), reduction)
 
 
 def subspace_nt_xent(
     z0: Tensor,
     z1: Tensor,
     masks: Tensor,
+    *,
     temperature: float | Tensor,
-    subspace: Tensor | None = None,
+    kinds: Tensor | None = None,
+    kind: Tensor | None = None,
     reduction: Reduction = "mean",
     gather_distributed: bool = False,
     backend: Backend = "auto",
@@ -135,19 +111,20 @@ def subspace_nt_xent(
         z1: Embedding of the second view, (N, D), same dtype and device.
         masks: One mask per subspace, (K, D). Columns where a mask is zero are skipped.
         temperature: Divides the cosines; > 0. A float, or a tensor of one element to learn it.
-        subspace: (N,) int64. With it, both views of sample i contrast in subspace ``subspace[i]`` alone.
+        kinds: Of :func:`mast_ops.functional.masked_distance`.
+        kind: Likewise. With it, both views of sample i contrast where the masks of all that differs in the pair are open.
         reduction: ``"mean"`` over the 2N anchors and subspaces, or ``"none"``: the mean of a sample's two anchors.
             The mean is faster: its gradients are made in the forward pass.
         gather_distributed: Whether the negatives are those of all ranks, as in :func:`subspace_info_nce`.
         backend: What computes it, see :data:`mast_ops.ops.Backend`.
 
     Returns:
-        ``"mean"``: a scalar. ``"none"``: (N, K), or (N,) with ``subspace``. float32 for half-precision input, else
+        ``"mean"``: a scalar. ``"none"``: (N, K), or (N,) with ``kind``. float32 for half-precision input, else
         the dtype of ``z0``.
 
     Raises:
         ValueError, TypeError: The arguments disagree in shape, dtype or device, are empty or integer,
-            ``subspace`` is out of range, ``temperature`` is not a positive number, ranks disagree in D or K, or the
+            ``kind`` is out of range, ``temperature`` is not a positive number, ranks disagree in D or K, or the
             asked backend cannot run.
 
     Source: NT-Xent is SimCLR's equation 1 (arXiv 2002.05709); its masked form is ours.
@@ -159,13 +136,19 @@ def subspace_nt_xent(
         >>> subspace_nt_xent(z, z, torch.ones(2, 4), temperature=0.1)
         tensor(0.0003)
     """
-    check_views(z0, z1)
-    if subspace is not None:
-        check_masks(masks, z0)
-        check_subspace(subspace, len(z0), len(masks), z0.device)
-        subspace = repeat(subspace, "n -> (view n)", view=2)
-    z, sample = torch.cat([z0, z1]), repeat(torch.arange(len(z0), device=z0.device), "n -> (view n)", view=2)
-    losses = _sup_con(z, sample, masks, temperature, subspace, reduction, gather_distributed, backend)
+    check_choice("reduction", reduction, REDUCTIONS)
+    check_temperature(temperature)
+    pairs = Pairs.of(z0, z1, masks, kinds=kinds, kind=kind)
+    return nt_xent(pairs, Run(backend, gather_distributed), temperature=temperature, reduction=reduction)
+
+
+def nt_xent(pairs: Pairs, run: Run, *, temperature: float | Tensor, reduction: Reduction = "mean") -> Tensor:
+    """The same, of checked pairs."""
+    sample = torch.arange(len(pairs.z0), device=pairs.z0.device)
+    views = torch.cat([pairs.z0, pairs.z1])
+    row = None if pairs.kind is None else repeat(pairs.kind, "n -> (view n)", view=2)
+    problem = problem_of(pairs, temperature, repeat(sample, "n -> (view n)", view=2))._replace(z0=views, row=row)
+    losses = _contrast(problem, run, reduction)
     return losses if reduction == "mean" else rearrange(losses, "(view n) ... -> view n ...", view=2).mean(0)
 
 
@@ -173,8 +156,10 @@ def subspace_sup_con(
     z: Tensor,
     sample: Tensor,
     masks: Tensor,
+    *,
     temperature: float | Tensor,
-    subspace: Tensor | None = None,
+    kinds: Tensor | None = None,
+    kind: Tensor | None = None,
     reduction: Reduction = "mean",
     backend: Backend = "auto",
 ) -> Tensor:
@@ -188,18 +173,19 @@ def subspace_sup_con(
         sample: (N,) int64, the sample (or the class) that each row shows. A row that is alone gives NaN.
         masks: One mask per subspace, (K, D). Columns where a mask is zero are skipped.
         temperature: Divides the cosines; > 0. A float, or a tensor of one element to learn it.
-        subspace: (N,) int64. With it, row i contrasts as an anchor in subspace ``subspace[i]`` alone.
+        kinds: Of :func:`mast_ops.functional.masked_distance`.
+        kind: Likewise. With it, row i contrasts as an anchor where the masks of all that differs in the pair are open.
         reduction: ``"mean"`` over anchors and subspaces, or ``"none"``. The mean is faster: its gradients are
             made in the forward pass.
         backend: What computes it, see :data:`mast_ops.ops.Backend`.
 
     Returns:
-        ``"mean"``: a scalar. ``"none"``: (N, K), or (N,) with ``subspace``. float32 for half-precision input, else
+        ``"mean"``: a scalar. ``"none"``: (N, K), or (N,) with ``kind``. float32 for half-precision input, else
         the dtype of ``z``.
 
     Raises:
         ValueError, TypeError: The arguments disagree in shape, dtype or device, are empty or of another kind,
-            ``subspace`` is out of range, ``temperature`` is not a positive number, or the asked backend cannot run.
+            ``kind`` is out of range, ``temperature`` is not a positive number, or the asked backend cannot run.
 
     Source: SupCon (Khosla et al. 2020, arXiv 2004.11362), equation 2; the masked form is ours.
 
@@ -210,33 +196,12 @@ def subspace_sup_con(
         >>> subspace_sup_con(z, torch.tensor([0, 0, 0, 1, 1, 1]), torch.ones(1, 2), temperature=0.1)
         tensor(0.6932)
     """
-    return _sup_con(z, sample, masks, temperature, subspace, reduction, False, backend)
-
-
-def _sup_con(
-    z: Tensor,
-    sample: Tensor,
-    masks: Tensor,
-    temperature: float | Tensor,
-    subspace: Tensor | None,
-    reduction: Reduction,
-    gather_distributed: bool,
-    backend: Backend,
-) -> Tensor:
-    check_choice("reduction", reduction, ("mean", "none"))
+    check_choice("reduction", reduction, REDUCTIONS)
     check_temperature(temperature)
     check_embedding("z", z)
     check_index("sample", sample, len(z), z.device)
-    check_masks(masks, z)
-    if subspace is not None:
-        check_subspace(subspace, len(z), len(masks), z.device)
-    inputs = (z, None, *_scales(z, masks, temperature), sample, None, subspace, False)
-    distributed = ops.ranks(gather_distributed) > 1
-    with no_autocast(z):
-        if reduction == "mean" and not distributed:
-            return ops.contrast_mean(*inputs, backend)
-        losses, _ = ops.contrast(*inputs, distributed, backend)
-        return over_ranks(losses.mean(), len(z), gather_distributed) if reduction == "mean" else losses
+    pairs = Pairs.of(z, z, masks, kinds=kinds, kind=kind)
+    return _contrast(problem_of(pairs, temperature, sample), Run(backend), reduction)
 
 
 def check_temperature(temperature: float | Tensor) -> None:
@@ -252,14 +217,55 @@ def check_temperature(temperature: float | Tensor) -> None:
         check_positive("temperature", float(temperature.detach()))
 
 
-def _scales(z: Tensor, masks: Tensor, temperature: float | Tensor) -> tuple[Tensor, Tensor]:
-    """Masks and inverse temperature, in the dtype that sums run in and on the embedding's device."""
-    dtype = wide(z.dtype)
-    if isinstance(temperature, Tensor):
-        inverse = temperature.reshape(()).to(z.device, dtype).reciprocal()
+def check_samples(
+    z0: Tensor,
+    z1: Tensor,
+    masks: Tensor,
+    *,
+    kinds: Tensor | None,
+    kind: Tensor | None,
+    samples: tuple[Tensor | None, Tensor | None],
+    gather_distributed: bool,
+) -> tuple[Pairs, Tensor, Tensor]:
+    """Anchors as pairs with themselves, and the sample of every anchor and candidate: by default row i is sample i."""
+    sample0, sample1 = samples
+    if (sample0 is None) != (sample1 is None):
+        missing, given = ("sample0", "sample1") if sample0 is None else ("sample1", "sample0")
+        raise ValueError(f"{missing}: got None beside {given}, wanted both or neither")
+    if sample0 is None or sample1 is None:
+        check_views(z0, z1)
+        sample0 = sample1 = torch.arange(len(z0), device=z0.device)
     else:
-        inverse = torch.full((), 1 / temperature, dtype=dtype, device=z.device)
-    return masks.to(dtype), inverse
+        _check_candidates(z0, z1)
+        check_index("sample0", sample0, len(z0), z0.device)
+        check_index("sample1", sample1, len(z1), z1.device)
+        if gather_distributed:
+            raise ValueError(
+                "gather_distributed: got True beside sample0 and sample1, wanted False: "
+                "positives are not sought on other ranks"
+            )
+    return Pairs.of(z0, z0, masks, kinds=kinds, kind=kind), sample0, sample1
+
+
+def problem_of(pairs: Pairs, temperature: float | Tensor, sample: Tensor) -> Contrast:
+    """The first views against one another: the caller puts other candidates in."""
+    dtype, device = wide(pairs.z0.dtype), pairs.z0.device
+    if isinstance(temperature, Tensor):
+        inverse = temperature.reshape(()).to(device, dtype).reciprocal()
+    else:
+        inverse = torch.full((), 1 / temperature, dtype=dtype, device=device)
+    return Contrast(pairs.z0, None, pairs.rows(), inverse, sample, None, pairs.kind)
+
+
+def _contrast(problem: Contrast, run: Run, reduction: Reduction) -> Tensor:
+    with no_autocast(problem.z0):
+        if reduction == "mean" and not run.distributed:
+            return ops.contrast_mean(problem, run.backend)
+        problem = problem._replace(masks=run.tied(problem.masks, problem.z0, problem.z1, problem.inverse_temperature))
+        rows, other = ops.contrast(problem, run.distributed, run.backend)
+        losses = (rows + other) / 2 if problem.both_ways else rows
+        run.told(losses)
+        return losses if reduction == "none" else run.mean(losses.mean(), len(problem.z0))
 
 
 def _check_candidates(z0: Tensor, z1: Tensor) -> None:

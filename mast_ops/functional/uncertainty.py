@@ -1,29 +1,21 @@
 """Invariance of positive pairs, reweighted by a predicted variance."""
 
+import math
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from mast_ops import ops
-from mast_ops._checks import check_alike, check_choice, check_log_variance
-from mast_ops._precision import no_autocast, wide, widen
-from mast_ops.functional.pairs import (
-    COSINE_EPS,
-    Reduction,
-    check_pairs,
-    mean_gap,
-    over_ranks,
-    pooled_cosine,
-    select_rows,
-)
-from mast_ops.ops import Backend
+from mast_ops._checks import check_alike, check_choice
+from mast_ops._precision import no_autocast, widen
+from mast_ops.functional.distance import REDUCTIONS, Reduction, cosine_of_pairs, mean_gap
+from mast_ops.ops import Backend, Gap
+from mast_ops.pairs import Granularity, Pairs, Uncertainty
+from mast_ops.run import Run
 
 Distance = Literal["squared", "cosine"]
-Granularity = Literal["sample", "subspace", "dimension"]
-
 DISTANCES: tuple[Distance, ...] = get_args(Distance)
-GRANULARITIES: tuple[Granularity, ...] = get_args(Granularity)
 
 
 def combine_log_variance(log_variance0: Tensor, log_variance1: Tensor) -> Tensor:
@@ -34,7 +26,7 @@ def combine_log_variance(log_variance0: Tensor, log_variance1: Tensor) -> Tensor
         log_variance1: The same for the second view.
 
     Returns:
-        A tensor of the same shape.
+        A tensor of the same shape, float32 for half precision.
 
     Raises:
         ValueError: Shapes, dtypes or devices differ.
@@ -48,17 +40,19 @@ def combine_log_variance(log_variance0: Tensor, log_variance1: Tensor) -> Tensor
         tensor([  0.6931, 200.0000])
     """
     check_alike("log_variance1", log_variance1, "log_variance0", log_variance0)
-    return torch.logaddexp(log_variance0, log_variance1)
+    return torch.logaddexp(*widen(log_variance0, log_variance1))
 
 
 def uncertainty_invariance(
     z0: Tensor,
     z1: Tensor,
     masks: Tensor,
+    *,
+    kinds: Tensor | None = None,
+    kind: Tensor | None = None,
     log_variance: Tensor | None = None,
-    subspace: Tensor | None = None,
-    distance: Distance = "squared",
     granularity: Granularity | None = None,
+    distance: Distance = "squared",
     normalize: bool = False,
     reduction: Reduction = "none",
     gather_distributed: bool = False,
@@ -85,20 +79,22 @@ def uncertainty_invariance(
 
         w_ik d_ik + r_ik / v + log(v),    w_ik = (1 / v) / mean_i(1 / v)
 
-    where ``w`` and ``r`` are constants, ``d_ik`` is what there is without ``log_variance``, and the mean is over each
-    column of ``log_variance``. With a variance per dimension, the likelihood above is multiplied by twice the batch's
-    harmonic mean of ``v`` instead.
+    where ``w`` and ``r`` are constants, ``d_ik`` is what there is without ``log_variance``, and the mean is over the
+    batch, for each subspace, or each kind of pair, apart. With a variance per dimension, the likelihood above is
+    multiplied by twice the batch's harmonic mean of ``v`` instead.
 
     Args:
         z0: Embedding of the first view, (N, D), floating point.
         z1: Embedding of the second view, (N, D), same dtype and device.
         masks: One mask per subspace, (K, D).
+        kinds: Of :func:`mast_ops.functional.masked_distance`.
+        kind: Likewise.
         log_variance: Natural log of the *pair's* variance (see :func:`combine_log_variance`): (N, 1) per
-            sample, (N, K) per subspace, or (N, D) per dimension.
-        subspace: (N,) int64. With it, sample i counts in subspace ``subspace[i]`` alone.
+            sample, (N, K) per subspace, or (N, D) per dimension. What differs in a pair adds up: the variance of a
+            kind is the sum of those of its subspaces.
+        granularity: What the columns of ``log_variance`` are, ``"sample"``, ``"subspace"`` or ``"dimension"``: given
+            together with it, since K and D may be alike.
         distance: ``"squared"`` or ``"cosine"``.
-        granularity: What the columns of ``log_variance`` are; by default told from their number, and asked
-            for only where K == D > 1 leaves that open.
         normalize: Whether pairs are only weighed against one another, with weights that average 1 over the batch.
         reduction: ``"none"``, or ``"mean"`` over samples and subspaces. A mean of squared distances with no variance,
             or one per dimension, sums over samples before masks act, and costs no more for K than for 1.
@@ -107,13 +103,13 @@ def uncertainty_invariance(
         backend: What computes it, see :data:`mast_ops.ops.Backend`.
 
     Returns:
-        ``"none"``: (N, K), or (N,) with ``subspace``. ``"mean"``: a scalar. float32 for half-precision input, else
+        ``"none"``: (N, K), or (N,) with ``kind``. ``"mean"``: a scalar. float32 for half-precision input, else
         the dtype of ``z0``.
 
     Raises:
         ValueError, TypeError: The arguments disagree in shape, dtype or device, are empty or integer,
-            ``subspace`` is out of range, a variance per dimension is asked of the cosine, or the asked backend
-            cannot run.
+            ``kind`` is out of range, one of ``log_variance`` and ``granularity`` is missing, a variance per dimension is
+            asked of the cosine, or the asked backend cannot run.
 
     Source: the paper's abstract (arXiv 2303.03679) states that uncertainty reweights ambiguous samples; the
     likelihood is that of Kendall and Gal 2017 (arXiv 1703.04977), and its masked form is ours.
@@ -124,117 +120,112 @@ def uncertainty_invariance(
         >>> z0, z1, masks = torch.zeros(2, 4), torch.ones(2, 4), torch.ones(1, 4)
         >>> uncertainty_invariance(z0, z1, masks).flatten()
         tensor([1., 1.])
-        >>> sure, unsure = torch.tensor([[-2.0], [2.0]])
-        >>> uncertainty_invariance(z0, z1, masks, torch.stack([sure, unsure])).flatten()
+        >>> doubt = torch.tensor([[-2.0], [2.0]])
+        >>> uncertainty_invariance(z0, z1, masks, log_variance=doubt, granularity="sample").flatten()
         tensor([2.6945, 1.0677])
     """
     check_choice("distance", distance, DISTANCES)
-    check_choice("reduction", reduction, ("mean", "none"))
-    if granularity is not None:
-        check_choice("granularity", granularity, GRANULARITIES)
-    check_pairs(z0, z1, masks, subspace)
-    if log_variance is not None:
-        granularity = _resolve_granularity(log_variance, z0, masks, granularity)
-        if granularity == "dimension" and distance == "cosine":
-            raise ValueError("distance: got 'cosine' with a variance per dimension, wanted 'squared'")
-    else:
-        granularity = None
-    with no_autocast(z0):
-        squared = masks.to(wide(z0.dtype)).square()
-        scale = None
-        if log_variance is not None:
-            (log_variance,) = widen(log_variance)
-            scale = (
-                _harmonic_mean(log_variance, gather_distributed)
-                if normalize
-                else torch.full_like(log_variance[:1], 0.5)
-            )
-        if distance == "squared" and granularity in (None, "dimension"):
-            if reduction == "mean":
-                mean = mean_gap(z0, z1, squared, log_variance, scale, subspace, backend) / z0.shape[1]
-                return over_ranks(mean, len(z0), gather_distributed)
-            return ops.distance(z0, z1, squared, log_variance, scale, subspace, backend) / z0.shape[1]
-        gap = _gap(z0, z1, squared, subspace, distance, backend)
-        if log_variance is not None and scale is not None:
-            weight = own_column(scale * torch.exp(-log_variance), subspace)
-            if normalize:
-                doubt = own_column(log_variance, subspace)
-                mismatch = _mismatch(scale, z0, z1, squared.detach(), subspace, gather_distributed, backend)
-                gap = gap * weight.detach() + mismatch * torch.exp(-doubt) + doubt
-            else:
-                price = own_column(scale * log_variance, subspace)
-                gap = gap * weight + (price * _mass(squared, subspace) if distance == "squared" else price)
-        if reduction == "none":
-            return gap
-        return over_ranks(gap.mean(), len(z0), gather_distributed)
+    check_choice("reduction", reduction, REDUCTIONS)
+    if (log_variance is None) != (granularity is None):
+        missing, given = ("granularity", "log_variance") if granularity is None else ("log_variance", "granularity")
+        raise ValueError(f"{missing}: got None beside {given}, wanted both or neither")
+    uncertainty = None if log_variance is None or granularity is None else Uncertainty(log_variance, granularity)
+    pairs = Pairs.of(z0, z1, masks, kinds=kinds, kind=kind, uncertainty=uncertainty)
+    run = Run(backend, gather_distributed)
+    return invariance(pairs, run, distance=distance, normalize=normalize, reduction=reduction)
 
 
-def own_column(x: Tensor, subspace: Tensor | None) -> Tensor:
-    """Of an (N, K) or (N, 1) table each sample's own entry, (N,); the table itself without ``subspace``."""
-    if subspace is None:
-        return x
-    column = subspace[:, None] if x.shape[1] > 1 else torch.zeros_like(subspace[:, None])
-    return x.gather(1, column).squeeze(1)
-
-
-def _mismatch(
-    before: Tensor,
-    z0: Tensor,
-    z1: Tensor,
-    squared: Tensor,
-    subspace: Tensor | None,
-    gather_distributed: bool,
-    backend: Backend,
+def invariance(
+    pairs: Pairs, run: Run, *, distance: Distance = "squared", normalize: bool = False, reduction: Reduction = "mean"
 ) -> Tensor:
+    """The same, of checked pairs."""
+    per_dimension = pairs.uncertainty is not None and pairs.uncertainty.granularity == "dimension"
+    if per_dimension and distance == "cosine":
+        raise ValueError("distance: got 'cosine' with a variance per dimension, wanted 'squared'")
+    with no_autocast(pairs.z0):
+        if distance == "squared" and (per_dimension or pairs.uncertainty is None):
+            return _squared(pairs, run, normalize, reduction)
+        losses = 1 - cosine_of_pairs(pairs, run) if distance == "cosine" else _squared(pairs, run)
+        log_variance = pairs.log_variance()
+        if log_variance is not None and normalize:
+            doubt = _own_column(log_variance, pairs.kind)
+            scale = _log_harmonic_mean(log_variance, run)
+            weight = torch.exp(_own_column(scale - log_variance.detach(), pairs.kind))
+            losses = losses * weight + _over_variance(_mismatch(pairs, run), doubt) + doubt
+        elif log_variance is not None:
+            doubt = _own_column(log_variance, pairs.kind)
+            price = doubt * _mass(pairs) if distance == "squared" else doubt
+            losses = (_over_variance(losses, doubt) + price) / 2
+        return losses if reduction == "none" else run.mean(losses.mean(), len(pairs.z0))
+
+
+def pair_weights(pairs: Pairs, run: Run) -> Tensor | None:
+    """How much each pair of known kind counts, (N,), a constant that averages about 1 over the pairs of a kind.
+
+    None where all count alike, or have a variance per dimension.
+    """
+    if pairs.uncertainty is None or pairs.uncertainty.granularity == "dimension":
+        return None
+    log_variance = pairs.log_variance()
+    assert log_variance is not None
+    log_variance = log_variance.detach()
+    return torch.exp(_own_column(_log_harmonic_mean(log_variance, run) - log_variance, pairs.kind))
+
+
+def _squared(pairs: Pairs, run: Run, normalize: bool = False, reduction: Reduction = "none") -> Tensor:
+    """Masked mean-squared error, or, with a variance per dimension, the likelihood."""
+    gap, table = Gap(pairs.z0, pairs.z1), pairs.table()
+    if pairs.uncertainty is not None and pairs.uncertainty.granularity == "dimension":
+        log_variance = pairs.log_variance()
+        assert log_variance is not None
+        scale = torch.full_like(log_variance[:1], 0.5)
+        if normalize:
+            scale = torch.exp(_log_harmonic_mean(log_variance, run))
+        gap = gap._replace(log_variance=log_variance, scale=scale)
+    if reduction == "none":
+        return ops.distance(gap, table, run.backend) / pairs.z0.shape[1]
+    return run.mean(mean_gap(gap, table, run) / pairs.z0.shape[1], len(pairs.z0))
+
+
+def _own_column(x: Tensor, row: Tensor | None) -> Tensor:
+    """Of an (N, R) or (N, 1) table each sample's own entry, (N,); the table itself without ``row``."""
+    if row is None:
+        return x
+    return x.gather(1, row[:, None]).squeeze(1) if x.shape[1] > 1 else x.squeeze(1)
+
+
+def _over_variance(x: Tensor, log_variance: Tensor) -> Tensor:
+    """``x / v``, in two steps: 0 over a tiny variance stays 0, and what fits a float does not overflow on the way."""
+    half = torch.exp(-log_variance / 2)
+    return x * half * half
+
+
+def _mismatch(pairs: Pairs, run: Run) -> Tensor:
     """Masked squared distance of a pair relative to its squared norms, all less the batch's mean: a constant.
 
-    For ``before`` see :mod:`mast_ops.ops.collectives`.
+    The difference is taken first: ``1 - 2 dot / norms`` would lose what near views differ in.
     """
-    z0, z1 = widen(z0.detach(), z1.detach())
-    total = torch.cat([z0.sum(dim=0) + z1.sum(dim=0), z0.new_full((1,), 2 * len(z0))])
-    if ops.ranks(gather_distributed) > 1:
-        total = ops.all_reduce(ops.after(total, before))
+    z0, z1 = widen(pairs.z0.detach(), pairs.z1.detach())
+    total = run.total(torch.cat([z0.sum(dim=0) + z1.sum(dim=0), z0.new_full((1,), 2 * len(z0))]))
     mean = total[:-1] / total[-1]
-    dot, norm0, norm1 = ops.products(z0 - mean, z1 - mean, squared, subspace, backend)
-    return 1 - 2 * dot / (norm0 + norm1).clamp_min(COSINE_EPS)
+    table = pairs.table()
+    table = table._replace(squared=table.squared.detach())
+    _, norm0, norm1 = ops.products(z0 - mean, z1 - mean, table, run.backend)
+    norms = norm0 + norm1
+    return ops.distance(Gap(z0, z1), table, run.backend) / torch.where(norms > 0, norms, 1)
 
 
-def _harmonic_mean(log_variance: Tensor, gather_distributed: bool) -> Tensor:
-    """Of the variances in each column, over the batch, as a constant: ``1 / mean(1 / v)``, (1, columns)."""
-    precision = torch.exp(-log_variance.detach())
-    if ops.ranks(gather_distributed) == 1:
-        return precision.mean(dim=0, keepdim=True).reciprocal()
-    total = ops.all_reduce(torch.cat([precision.sum(dim=0), precision.new_full((1,), len(precision))]))
-    return (total[-1] / total[:-1])[None]
+def _log_harmonic_mean(log_variance: Tensor, run: Run) -> Tensor:
+    """Log of the harmonic mean over the batch of the variances in each column, (1, columns), a constant."""
+    log_sum = torch.logsumexp(-log_variance.detach(), dim=0, keepdim=True)
+    if not run.distributed:
+        return math.log(len(log_variance)) - log_sum
+    total = run.total(torch.cat([log_sum.double().exp(), log_sum.new_full((1, 1), len(log_variance)).double()], dim=1))
+    return (total[:, -1:].log() - total[:, :-1].log()).to(log_variance.dtype)
 
 
-def _gap(
-    z0: Tensor, z1: Tensor, squared: Tensor, subspace: Tensor | None, distance: Distance, backend: Backend
-) -> Tensor:
-    if distance == "cosine":
-        return 1 - pooled_cosine(z0, z1, squared, subspace, COSINE_EPS, backend)
-    return ops.distance(z0, z1, squared, subspace=subspace, backend=backend) / z0.shape[1]
-
-
-def _mass(squared: Tensor, subspace: Tensor | None) -> Tensor:
-    """Share of the dimensions that a mask lets through, ``mean_d m_kd^2``: (K,), or (N,) with ``subspace``."""
+def _mass(pairs: Pairs) -> Tensor:
+    """Share of the dimensions that a pair is seen through, ``mean_d m_kd^2``: (K,), or (N,) with kinds of pairs."""
+    squared, row = pairs.table()
     mass = squared.mean(dim=1)
-    return mass if subspace is None else select_rows(mass[:, None], subspace).squeeze(1)
-
-
-def _resolve_granularity(
-    log_variance: Tensor, z: Tensor, masks: Tensor, granularity: Granularity | None
-) -> Granularity:
-    check_log_variance("log_variance", log_variance, z)
-    width = log_variance.shape[1]
-    widths: dict[Granularity, int] = {"sample": 1, "subspace": masks.shape[0], "dimension": z.shape[1]}
-    fitting = [name for name in widths if widths[name] == width]
-    if granularity is None and fitting == ["subspace", "dimension"]:
-        raise ValueError(
-            f"granularity: got None, wanted 'subspace' or 'dimension': log_variance of shape "
-            f"{tuple(log_variance.shape)} fits both K={width} and D={width}"
-        )
-    if not fitting or (granularity is not None and granularity not in fitting):
-        wanted = [f"(N, {widths[name]}) per {name}" for name in widths if granularity in (None, name)]
-        raise ValueError(f"log_variance: got shape {tuple(log_variance.shape)}, wanted {' or '.join(wanted)}")
-    return granularity or fitting[0]
+    return mass if row is None else mass[row]

@@ -1,26 +1,29 @@
-"""Positive pairs: masked distances and cosines in all K subspaces, or in one subspace per sample."""
+"""Positive pairs: masked distances and cosines in all K subspaces, or in the subspace of each pair."""
 
 from typing import Literal
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from mast_ops import ops
-from mast_ops._checks import check_choice, check_masks, check_positive, check_subspace, check_views
-from mast_ops._precision import no_autocast, wide
-from mast_ops.ops import Backend
+from mast_ops._checks import check_choice, check_positive
+from mast_ops._precision import no_autocast
+from mast_ops.ops import Backend, Gap, Table
+from mast_ops.pairs import Pairs
+from mast_ops.run import Run
 
 COSINE_EPS = 1e-8  # that of torch.nn.functional.cosine_similarity
 
-
 Reduction = Literal["mean", "none"]
+REDUCTIONS = ("mean", "none")
 
 
 def masked_distance(
     z0: Tensor,
     z1: Tensor,
     masks: Tensor,
-    subspace: Tensor | None = None,
+    *,
+    kinds: Tensor | None = None,
+    kind: Tensor | None = None,
     reduction: Reduction = "none",
     gather_distributed: bool = False,
     backend: Backend = "auto",
@@ -33,8 +36,9 @@ def masked_distance(
         z0: Embedding of the first view, (N, D), floating point.
         z1: Embedding of the second view, (N, D), same dtype and device.
         masks: One mask per subspace, (K, D); zeros drop a dimension, the sign of an entry does not matter.
-        subspace: (N,) int64. With it, sample i is measured in subspace ``subspace[i]`` alone, at the price
-            of one subspace.
+        kinds: (S, K) bool: which augmentations differ in pairs of each kind. Default: one at a time, ``eye(K)``.
+        kind: (N,) int64, a row of ``kinds``. With it, pair i is measured where the masks of all that differs in it are
+            open, at the price of one subspace. Default: in every mask alone.
         reduction: ``"none"``, or ``"mean"`` over samples and subspaces: then samples are summed before masks
             act, and all K cost no more than one.
         gather_distributed: Whether the mean is over the samples of all ranks; see
@@ -42,12 +46,12 @@ def masked_distance(
         backend: What computes it, see :data:`mast_ops.ops.Backend`.
 
     Returns:
-        ``"none"``: (N, K), or (N,) with ``subspace``. ``"mean"``: a scalar. float32 for half-precision input, else
+        ``"none"``: (N, K), or (N,) with ``kind``. ``"mean"``: a scalar. float32 for half-precision input, else
         the dtype of ``z0``.
 
     Raises:
         ValueError, TypeError: The arguments disagree in shape, dtype or device, are empty or integer,
-            ``subspace`` holds an index outside 0..K-1, or the asked backend cannot run.
+            ``kind`` holds an index that is no row of ``kinds``, or the asked backend cannot run.
 
     Source: ours; the paper's abstract (arXiv 2303.03679) states masks that select dimensions, no equation.
 
@@ -59,24 +63,29 @@ def masked_distance(
         >>> masked_distance(z0, z1, masks)
         tensor([[5., 9.],
                 [0., 1.]])
-        >>> masked_distance(z0, z1, masks, subspace=torch.tensor([0, 1]))
+        >>> masked_distance(z0, z1, masks, kind=torch.tensor([0, 1]))
         tensor([5., 1.])
+        >>> both = torch.tensor([[True, True]])  # one kind of pair, in which both augmentations differ
+        >>> masked_distance(z0, z1, masks, kinds=both, kind=torch.tensor([0, 0]))
+        tensor([0., 0.])
     """
-    check_choice("reduction", reduction, ("mean", "none"))
-    check_pairs(z0, z1, masks, subspace)
+    check_choice("reduction", reduction, REDUCTIONS)
+    pairs = Pairs.of(z0, z1, masks, kinds=kinds, kind=kind)
+    run = Run(backend, gather_distributed)
     with no_autocast(z0):
-        squared = masks.to(wide(z0.dtype)).square()
-        if reduction == "mean":
-            mean = mean_gap(z0, z1, squared, None, None, subspace, backend)
-            return over_ranks(mean, len(z0), gather_distributed)
-        return ops.distance(z0, z1, squared, subspace=subspace, backend=backend)
+        gap, table = Gap(z0, z1), pairs.table()
+        if reduction == "none":
+            return ops.distance(gap, table, run.backend)
+        return run.mean(mean_gap(gap, table, run), len(z0))
 
 
 def masked_cosine_similarity(
     z0: Tensor,
     z1: Tensor,
     masks: Tensor,
-    subspace: Tensor | None = None,
+    *,
+    kinds: Tensor | None = None,
+    kind: Tensor | None = None,
     eps: float = COSINE_EPS,
     reduction: Reduction = "none",
     gather_distributed: bool = False,
@@ -88,7 +97,8 @@ def masked_cosine_similarity(
         z0: Embedding of the first view, (N, D), floating point.
         z1: Embedding of the second view, (N, D), same dtype and device.
         masks: One mask per subspace, (K, D).
-        subspace: (N,) int64. With it, sample i is compared in subspace ``subspace[i]`` alone.
+        kinds: Of :func:`masked_distance`.
+        kind: Likewise.
         eps: Each norm counts as at least this, so that a zero mask or embedding gives 0 with a zero
             gradient; 1e-8 is the default of ``torch.nn.functional.cosine_similarity``.
         reduction: ``"none"``, or ``"mean"`` over samples and subspaces.
@@ -97,7 +107,7 @@ def masked_cosine_similarity(
         backend: What computes it, see :data:`mast_ops.ops.Backend`.
 
     Returns:
-        ``"none"``: (N, K), or (N,) with ``subspace``. ``"mean"``: a scalar. float32 for half-precision input, else
+        ``"none"``: (N, K), or (N,) with ``kind``. ``"mean"``: a scalar. float32 for half-precision input, else
         the dtype of ``z0``.
 
     Raises:
@@ -113,53 +123,30 @@ def masked_cosine_similarity(
         tensor([[ 1., -1.]])
     """
     check_positive("eps", eps)
-    check_choice("reduction", reduction, ("mean", "none"))
-    check_pairs(z0, z1, masks, subspace)
-    with no_autocast(z0):
-        cosine = pooled_cosine(z0, z1, masks.to(wide(z0.dtype)).square(), subspace, eps, backend)
-        return cosine if reduction == "none" else over_ranks(cosine.mean(), len(z0), gather_distributed)
+    check_choice("reduction", reduction, REDUCTIONS)
+    pairs = Pairs.of(z0, z1, masks, kinds=kinds, kind=kind)
+    run = Run(backend, gather_distributed)
+    cosine = cosine_of_pairs(pairs, run, eps)
+    return cosine if reduction == "none" else run.mean(cosine.mean(), len(z0))
 
 
-def check_pairs(z0: Tensor, z1: Tensor, masks: Tensor, subspace: Tensor | None) -> None:
-    check_views(z0, z1)
-    check_masks(masks, z0)
-    if subspace is not None:
-        check_subspace(subspace, z0.shape[0], masks.shape[0], z0.device)
+def mean_gap(gap: Gap, table: Table, run: Run) -> Tensor:
+    """Mean over this rank's samples, and over the rows that each of them reads, of a masked distance.
+
+    Samples are summed before masks act: all rows cost no more than one.
+    """
+    sums = ops.gap_sums(gap, len(table.squared), table.row, run.backend)
+    total = (table.squared * sums).sum() / len(gap.z0)
+    return total / len(table.squared) if table.row is None else total
 
 
-def over_ranks(mean: Tensor, num_samples: int, gather_distributed: bool) -> Tensor:
-    """A mean over this rank's samples as it is, or over those of all ranks."""
-    return ops.mean_over_ranks(mean, num_samples) if ops.ranks(gather_distributed) > 1 else mean
+def cosine_of_pairs(pairs: Pairs, run: Run, eps: float = COSINE_EPS) -> Tensor:
+    """Masked cosine of every pair: (N, K), or (N,) with kinds of pairs."""
+    with no_autocast(pairs.z0):
+        dot, norm0, norm1 = ops.products(pairs.z0, pairs.z1, pairs.table(), run.backend)
+        return dot * _inverse_norm(norm0, eps) * _inverse_norm(norm1, eps)
 
 
-def mean_gap(
-    z0: Tensor,
-    z1: Tensor,
-    squared: Tensor,
-    log_variance: Tensor | None,
-    scale: Tensor | None,
-    subspace: Tensor | None,
-    backend: Backend,
-) -> Tensor:
-    """Mean over samples, and over subspaces unless each sample has its own, of a masked distance."""
-    sums = ops.gap_sums(z0, z1, len(squared), log_variance, scale, subspace, backend)
-    if subspace is None:
-        return (squared * sums).sum() / (len(z0) * len(squared))
-    return (squared * sums).sum() / len(z0)
-
-
-def pooled_cosine(
-    z0: Tensor, z1: Tensor, squared: Tensor, subspace: Tensor | None, eps: float, backend: Backend
-) -> Tensor:
-    dot, norm0, norm1 = ops.products(z0, z1, squared, subspace, backend)
-    return dot * inverse_norm(norm0, eps) * inverse_norm(norm1, eps)
-
-
-def select_rows(table: Tensor, subspace: Tensor) -> Tensor:
-    """Row ``subspace[i]`` of a (K, ...) table for each sample; unlike indexing, refuses negative indices."""
-    return F.embedding(subspace, table)
-
-
-def inverse_norm(squared_norm: Tensor, eps: float) -> Tensor:
+def _inverse_norm(squared_norm: Tensor, eps: float) -> Tensor:
     """``1 / max(norm, eps)``, with the zero gradient below eps that a bare square root does not have."""
     return squared_norm.clamp_min(eps * eps).rsqrt()

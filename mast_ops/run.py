@@ -1,0 +1,66 @@
+"""Where a loss runs: on which backend, and over which ranks."""
+
+import torch
+from torch import Tensor
+
+from mast_ops import ops
+from mast_ops._checks import check_choice
+from mast_ops.ops import BACKENDS, Backend
+
+
+class Run:
+    """The backend and the ranks of one call of a loss.
+
+    Ranks must be told everything in the same order. A compiler is free to swap two sums that do not depend on one
+    another, and swaps them otherwise on a rank whose batch has another shape. So each sum is tied to the last one
+    before it, here and nowhere else: a formula need not know that its terms speak to other ranks, nor in which order.
+
+    Args:
+        backend: What computes it, see :data:`mast_ops.ops.Backend`.
+        gather_distributed: Whether the batch is that of all ranks of the default process group. Nothing is gathered,
+            statistics are summed; the name is that of lightly.
+
+    Raises:
+        ValueError, TypeError: Unknown ``backend``; ``gather_distributed`` is no bool, or this build of PyTorch has no
+            torch.distributed.
+    """
+
+    def __init__(self, backend: Backend = "auto", gather_distributed: bool = False) -> None:
+        check_choice("backend", backend, BACKENDS)
+        self.backend: Backend = backend
+        self.distributed = ops.ranks(gather_distributed) > 1
+        self._last: Tensor | None = None
+        self._last_learned: Tensor | None = None  # the last with a gradient: the backward pass speaks to ranks as well
+
+    def tied(self, x: Tensor, *others: Tensor | None) -> Tensor:
+        """``x``, once the ranks were told all that they were told before. It is copied: tie small tensors.
+
+        For an operator that speaks to ranks itself, of ``x`` and ``others``. A constant is not tied to a gradient, or
+        it would go round again in the backward pass.
+        """
+        if not self.distributed or self._last is None:
+            return x
+        learned = torch.is_grad_enabled() and any(y is not None and y.requires_grad for y in (x, *others))
+        if not learned or self._last is not self._last_learned:
+            x = ops.after(x, self._last.detach())
+        if learned and self._last_learned is not None:
+            x = ops.after(x, self._last_learned)
+        return x
+
+    def told(self, y: Tensor) -> Tensor:
+        """``y`` itself, remembered as the last that the ranks were told."""
+        if self.distributed:
+            self._last = y
+            self._last_learned = y if y.requires_grad else self._last_learned
+        return y
+
+    def total(self, x: Tensor) -> Tensor:
+        """Sum over ranks."""
+        return self.told(ops.all_reduce(self.tied(x))) if self.distributed else x
+
+    def mean(self, mean: Tensor, num_samples: int) -> Tensor:
+        """Mean over the samples of all ranks, from the mean over this rank's: a scalar, the same on every rank."""
+        if not self.distributed:
+            return mean
+        total, count = self.total(torch.stack([mean * num_samples, torch.full_like(mean, num_samples)])).unbind()
+        return total / count
