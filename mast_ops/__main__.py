@@ -28,7 +28,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("python -m mast_ops", description=__doc__)
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    inspect = commands.add_parser("inspect", help="density, overlap, sharing and uncertainty of a checkpoint's masks")
+    inspect = commands.add_parser("inspect", help="masks, kinds of pairs and uncertainty in a checkpoint")
     add = inspect.add_argument
     add(
         "checkpoint", type=Path, help="a file of torch.save with a state_dict in it, at any depth; nothing in it is run"
@@ -52,7 +52,10 @@ def _inspect(args: argparse.Namespace) -> None:
     if args.json:
         _write(args.json, lambda path: path.write_text(json.dumps(description, indent=1) + "\n"), "--json")
     if not head.is_known:
-        print(f"note: {head.kind} is no parameterisation of mast_ops: these are its bare weights", file=sys.stderr)
+        print(
+            f"note: {head.parameterization} is no parameterisation of mast_ops: these are its bare weights",
+            file=sys.stderr,
+        )
     print(inspection.text(description))
 
 

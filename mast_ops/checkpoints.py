@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from mast_ops._checks import check_masks
-from mast_ops.head import bound_log_variance, decode_state
-from mast_ops.masks import COMPOSED, masks_from_description
+from mast_ops._state import decode_state
+from mast_ops.functional.uncertainty import Granularity
+from mast_ops.head import bound_log_variance
+from mast_ops.masks import masks_from_description
 
-_STATE, _BIAS = "_extra_state", "uncertainty.bias"
-_WEIGHTS = ("masks.weight", "masks.each.weight")  # the second is that of composed masks
+_STATE, _WEIGHT, _BIAS = "_extra_state", "masks.weight", "uncertainty.bias"
 _DEEPEST = 8  # dictionaries inside one another
 
 
@@ -22,13 +23,16 @@ class StoredHead(NamedTuple):
 
     subspaces: tuple[str, ...]
     masks: Tensor
-    """(K, D); the bare weights where ``kind`` is no parameterisation of this library."""
-    kind: str
+    """(K, D); the bare weights where ``parameterization`` is none of this library."""
+    parameterization: str
     settings: dict[str, Any]
+    kinds: Tensor
+    """(S, K) bool: which augmentations differ in pairs of each kind."""
+    granularity: Granularity | None
     log_variance: Tensor | None
-    """What the uncertainty layer's bias alone predicts: (1,), (K,) or (D,)."""
+    """What the uncertainty layer's bias alone predicts: (1,) per sample, (K,) per subspace or (D,) per dimension."""
     is_known: bool
-    """Whether ``kind`` is a parameterisation of this library."""
+    """Whether ``parameterization`` is one of this library."""
 
 
 def load_heads(path: str | Path) -> dict[str, StoredHead]:
@@ -63,10 +67,9 @@ def load_heads(path: str | Path) -> dict[str, StoredHead]:
         for key in state:
             if isinstance(key, str) and (key == _STATE or key.endswith(f".{_STATE}")):
                 prefix = key.removesuffix(_STATE)
-                weights = [f"{prefix}{key}" for key in _WEIGHTS if f"{prefix}{key}" in state]
-                if weights:
+                if f"{prefix}{_WEIGHT}" in state:
                     name = ".".join(part for part in (*place, prefix.rstrip(".")) if part)
-                    heads[name] = _head(name, state, prefix, weights[0])
+                    heads[name] = _head(name, state, prefix)
     if not heads:
         raise ValueError(f"checkpoint: got {path} with no MaskedSubspaceHead in it, wanted at least one")
     return heads
@@ -95,27 +98,39 @@ def _dictionaries(
         yield from _dictionaries(entry, (*place, str(key)), seen)
 
 
-def _head(name: str, state: Mapping[Any, Any], prefix: str, key: str) -> StoredHead:
-    where = f"{name}: " if name else ""
-    weight, bias = state[key], state.get(f"{prefix}{_BIAS}")
-    key = key.removeprefix(prefix)
+def _head(name: str, state: Mapping[Any, Any], prefix: str) -> StoredHead:
     try:
         described = decode_state(state[f"{prefix}{_STATE}"])
-        names, description = tuple(described["subspaces"]), described["masks"]
-        check_masks(weight, name=key)
-        masks = masks_from_description(description, weight)
-        if masks is None and description["kind"] == COMPOSED:  # a product of bare weights would mean nothing
-            names, description = names[:-1], description["each"]
-        rows = len(weight) if masks is None else masks.num_subspaces
-        if rows != len(names):
-            raise ValueError(f"{key}: got masks of {rows} subspaces, wanted {len(names)}")
-        log_variance = None
-        if bias is not None:
-            if not isinstance(bias, Tensor) or not bias.is_floating_point() or bias.dim() != 1:
-                raise ValueError(f"{_BIAS}: got {type(bias).__name__}, wanted a vector")
-            log_variance = bound_log_variance(bias.detach().float())
+        names, granularity, settings = tuple(described["subspaces"]), described["uncertainty"], described["masks"]
+        weight = state[f"{prefix}{_WEIGHT}"]
+        check_masks(weight, name=_WEIGHT)
+        if len(weight) != len(names):
+            raise ValueError(f"{_WEIGHT}: got masks of {len(weight)} subspaces, wanted {len(names)}")
+        masks = masks_from_description(settings, weight)
+        log_variance = _log_variance(state.get(f"{prefix}{_BIAS}"), granularity, weight)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"checkpoint: {where}{error}") from error
-    settings = {key: value for key, value in description.items() if key != "kind"}
-    values = weight.detach() if masks is None else masks().detach()
-    return StoredHead(names, values, description["kind"], settings, log_variance, masks is not None)
+        raise ValueError(f"checkpoint: {f'{name}: ' if name else ''}{error}") from error
+    table = described["kinds"]
+    return StoredHead(
+        subspaces=names,
+        masks=weight.detach() if masks is None else masks().detach(),
+        parameterization=settings["kind"],
+        settings={key: value for key, value in settings.items() if key != "kind"},
+        kinds=torch.eye(len(names), dtype=torch.bool) if table is None else torch.tensor(table),
+        granularity=granularity,
+        log_variance=log_variance,
+        is_known=masks is not None,
+    )
+
+
+def _log_variance(bias: object, granularity: Granularity | None, weight: Tensor) -> Tensor | None:
+    if granularity is None:
+        if bias is not None:
+            raise ValueError(f"{_BIAS}: got one, wanted none in a head without uncertainty")
+        return None
+    width = {"sample": 1, "subspace": weight.shape[0], "dimension": weight.shape[1]}[granularity]
+    if not isinstance(bias, Tensor) or not bias.is_floating_point():
+        raise ValueError(f"{_BIAS}: got {type(bias).__name__}, wanted a floating-point tensor of shape ({width},)")
+    if tuple(bias.shape) != (width,):
+        raise ValueError(f"{_BIAS}: got shape {tuple(bias.shape)}, wanted ({width},) for one per {granularity}")
+    return bound_log_variance(bias.detach().float())

@@ -1,17 +1,17 @@
-"""What the masks of a trained head say, as text and as a dictionary."""
+"""What a trained head's masks, kinds of pairs and uncertainty say, as text and as a dictionary."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 
+from mast_ops._kinds import kind_names
 from mast_ops.analysis import mask_density, mask_overlap, mask_sharing
 from mast_ops.checkpoints import StoredHead
-from mast_ops.masks import COMPOSED
 
 
 def describe(head: StoredHead, threshold: float = 0.5) -> dict[str, Any]:
-    """Density, overlap, sharing and uncertainty of a head, in plain Python values, ready for JSON.
+    """Density, overlap, sharing, kinds of pairs and uncertainty of a head, in plain Python values, ready for JSON.
 
     Args:
         head: What :func:`mast_ops.checkpoints.load_heads` gives.
@@ -26,7 +26,8 @@ def describe(head: StoredHead, threshold: float = 0.5) -> dict[str, Any]:
     return {
         "subspaces": list(head.subspaces),
         "dim": head.masks.shape[1],
-        "masks": {"kind": head.kind, **head.settings},
+        "masks": {"kind": head.parameterization, **head.settings},
+        "kinds": list(kind_names(head.subspaces, head.kinds)),
         "threshold": threshold,
         "density": mask_density(head.masks, threshold).tolist(),
         "mean": head.masks.abs().mean(1).tolist(),
@@ -34,6 +35,7 @@ def describe(head: StoredHead, threshold: float = 0.5) -> dict[str, Any]:
         "shared": sharing.shared.sum(1).tolist(),
         "unused": int(sharing.unused.sum()),
         "overlap": mask_overlap(head.masks).tolist(),
+        "uncertainty": head.granularity,
         "log_variance": None if head.log_variance is None else head.log_variance.tolist(),
     }
 
@@ -46,36 +48,34 @@ def text(description: dict[str, Any]) -> str:
         [name, f"{100 * density:.1f} %", f"{mean:.3f}", str(unique), str(shared)]
         for name, density, mean, unique, shared in zip(names, *(description[what] for what in columns[1:]), strict=True)
     ]
-    variance = description["log_variance"]
-    per_subspace = variance is not None and len(variance) == len(names) and len(names) not in (1, dim)
-    if per_subspace:
+    variance, granularity = description["log_variance"], description["uncertainty"]
+    if granularity == "subspace":
         columns.append("log-variance")
         rows = [[*row, f"{value:.3f}"] for row, value in zip(rows, variance, strict=True)]
     overlap = [
         [name, *(f"{value:.2f}" for value in values)]
         for name, values in zip(names, description["overlap"], strict=True)
     ]
-    masks, composed = description["masks"], ""
-    if masks["kind"] == COMPOSED:
-        masks, composed = masks["each"], "composed "
+    masks = description["masks"]
     manner = ", ".join(f"{key} {value}" for key, value in masks.items() if key != "kind")
+    kinds = [[kind, str(number)] for number, kind in enumerate(description["kinds"])]
     parts = [
-        f"K={len(names)} subspaces of D={dim} dimensions, {composed}{masks['kind']} masks"
-        f"{f' ({manner})' if manner else ''}",
+        f"K={len(names)} subspaces of D={dim} dimensions, {masks['kind']} masks{f' ({manner})' if manner else ''}",
         _table([columns, *rows]),
         f"Open: at least {description['threshold']} of the row's largest value. "
         f"{description['unused']} of {dim} dimensions are open in no subspace.",
         "Overlap (cosine of masks):\n" + _table([("", *names), *overlap]),
+        _table([("pairs differ in", "kind"), *kinds]),
     ]
-    if variance is None:
+    if granularity is None:
         parts.append("No uncertainty is predicted.")
-    elif per_subspace:
+    elif granularity == "subspace":
         parts.append("Log-variance: what the predictor's bias says alone; inputs move it.")
     else:
         value = torch.tensor(variance)
         parts.append(
-            f"Log-variance of the predictor's bias alone, {len(variance)} value(s): mean {value.mean():.3f}, "
-            f"from {value.min():.3f} to {value.max():.3f}; inputs move it."
+            f"Log-variance per {granularity}, the predictor's bias alone, {len(variance)} value(s): "
+            f"mean {value.mean():.3f}, from {value.min():.3f} to {value.max():.3f}; inputs move it."
         )
     return "\n\n".join(parts)
 

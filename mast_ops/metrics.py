@@ -5,15 +5,17 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mast_ops._checks import check_embedding, check_masks, check_names, check_subspace
+from mast_ops._checks import check_choice, check_embedding, check_index, check_log_variance, check_masks, check_names
+from mast_ops._kinds import kind_names
 from mast_ops._precision import no_autocast, widen
 from mast_ops.analysis import mask_density, mask_overlap
+from mast_ops.functional.uncertainty import GRANULARITIES, Granularity
 from mast_ops.output import SubspaceOutput
 
 
 @torch.no_grad()
 def subspace_metrics(
-    out: SubspaceOutput, subspaces: Sequence[str] | None = None, subspace: Tensor | None = None
+    out: SubspaceOutput, subspaces: Sequence[str] | None = None, *, kind: Tensor | None = None
 ) -> dict[str, float]:
     """Density, overlap, uncertainty and effective rank of every subspace.
 
@@ -21,9 +23,10 @@ def subspace_metrics(
     rather than at each.
 
     Args:
-        out: A head's output: embedding (N, D), masks (K, D), log-variances or None.
+        out: A head's output: embedding (N, D), masks (K, D), log-variances of its granularity or None.
         subspaces: K names, those of ``head.subspaces``; by default "0", "1", ...
-        subspace: (N,) int64, the subspace of each sample; wanted only to tell a variance per sample apart.
+        kind: (N,) int64, the kind of each sample's pair, a row of ``out.kinds``; wanted only to tell a variance per
+            sample apart.
 
     Returns:
         A flat dictionary, ready for ``logger.log(...)``, or ``self.log_dict(...)`` in Lightning:
@@ -34,13 +37,15 @@ def subspace_metrics(
         - ``"overlap/<name>-<other>"``: cosine of two masks, see :func:`mast_ops.analysis.mask_overlap`.
         - ``"effective_rank/<name>"``: how many dimensions the masked embedding fills, 1 to min(N, D); 0 where all
           samples are the same.
-        - ``"log_variance/<name>"``: mean predicted log-variance: of the subspace's column, of its samples (a variance
-          per sample; without ``subspace`` one ``"log_variance"``), or of its dimensions weighed by the squared mask.
+        - ``"log_variance/<name>"``: mean predicted log-variance of the subspace's column, or of its dimensions weighed
+          by the squared mask. A variance per sample has one for each kind of pair instead, by what differs
+          (``"crop"``, ``"crop+color"``, ``"all"``), and without ``kind`` one ``"log_variance"``.
 
         NaN where the input holds one.
 
     Raises:
-        ValueError, TypeError: Shapes, dtypes or devices disagree, another number of names than of masks, or two alike.
+        ValueError, TypeError: Shapes, dtypes or devices disagree, another number of names than of masks, two alike, or
+            log-variances without their granularity.
 
     Source: effective rank is Roy and Vetterli 2007 (The effective rank: a measure of effective dimensionality),
     the exponential of the entropy of the normalised singular values; the rest is ours.
@@ -55,9 +60,9 @@ def subspace_metrics(
         {'density/crop': 0.5, 'density/color': 0.25, 'mass/crop': 0.5, 'mass/color': 0.25,
          'overlap/crop-color': 0.707, 'effective_rank/crop': 2.0, 'effective_rank/color': 1.0}
     """
-    z, masks, log_variance = (None if x is None else x.detach() for x in out)
-    assert z is not None
-    assert masks is not None
+    if not isinstance(out, SubspaceOutput):
+        raise TypeError(f"out: got {type(out).__name__}, wanted the SubspaceOutput of a head")
+    z, masks = out.embedding, out.masks
     check_embedding("out.embedding", z)
     check_masks(masks, z, name="out.masks")
     num_subspaces = len(masks)
@@ -65,8 +70,12 @@ def subspace_metrics(
     check_names("subspaces", names)
     if len(names) != num_subspaces:
         raise ValueError(f"subspaces: got {len(names)} names, wanted {num_subspaces}, one a mask")
-    if subspace is not None:
-        check_subspace(subspace, len(z), num_subspaces, z.device)
+    kinds = torch.eye(num_subspaces, dtype=torch.bool) if out.kinds is None else out.kinds
+    _check_kinds(kinds, num_subspaces)
+    if kind is not None:
+        _check_kind(kind, z, len(kinds))
+    if out.log_variance is not None:
+        _check_log_variance(out.log_variance, z, masks, out.granularity)
     with no_autocast(z):
         z, masks = widen(z, masks)
         overlap = mask_overlap(masks)
@@ -75,8 +84,16 @@ def subspace_metrics(
         pairs = [(i, j) for i in range(num_subspaces) for j in range(i + 1, num_subspaces)]
         values |= {f"overlap/{names[i]}-{names[j]}": overlap[i, j] for i, j in pairs}
         values |= {f"effective_rank/{name}": effective_rank(z * m) for name, m in zip(names, masks, strict=True)}
-        if log_variance is not None:
-            values |= _log_variances(log_variance, masks, names, subspace)
+        if out.log_variance is not None:
+            (log_variance,) = widen(out.log_variance)
+            if out.granularity == "sample":
+                values |= _by_kind(log_variance[:, 0], kind_names(names, kinds), kind)
+            else:
+                means = log_variance.mean(0)
+                if out.granularity == "dimension":
+                    weight = masks.square()
+                    means = weight @ means / weight.sum(1)
+                values |= {f"log_variance/{name}": x for name, x in zip(names, means, strict=True)}
         return dict(zip(values, torch.stack([x.double() for x in values.values()]).tolist(), strict=True))
 
 
@@ -94,25 +111,37 @@ def effective_rank(z: Tensor) -> Tensor:
     return rank
 
 
-def _log_variances(
-    log_variance: Tensor, masks: Tensor, names: Sequence[str], subspace: Tensor | None
-) -> dict[str, Tensor]:
-    check_embedding("out.log_variance", log_variance)
-    (log_variance,) = widen(log_variance)
-    num_subspaces, dim = masks.shape
-    width = log_variance.shape[1]
-    if width == num_subspaces and (width > 1 or subspace is None):
-        means = log_variance.mean(0)
-    elif width == 1:
-        if subspace is None:
-            return {"log_variance": log_variance.mean()}
-        member = torch.nn.functional.one_hot(subspace, num_subspaces).to(log_variance.dtype)
-        means = (member.T @ log_variance)[:, 0] / member.sum(0)
-    elif width == dim:
-        weight = masks.square()
-        means = weight @ log_variance.mean(0) / weight.sum(1)
-    else:
-        raise ValueError(
-            f"out.log_variance: got shape {tuple(log_variance.shape)}, wanted 1, K={num_subspaces} or D={dim} columns"
-        )
+def _by_kind(log_variance: Tensor, names: Sequence[str], kind: Tensor | None) -> dict[str, Tensor]:
+    """Means of an (N,) log-variance, one a kind of pair."""
+    if kind is None:
+        return {"log_variance": log_variance.mean()}
+    member = torch.nn.functional.one_hot(kind, len(names)).to(log_variance.dtype)
+    means = member.T @ log_variance / member.sum(0)
     return {f"log_variance/{name}": x for name, x in zip(names, means, strict=True)}
+
+
+def _check_kinds(kinds: Tensor, num_subspaces: int) -> None:
+    if not isinstance(kinds, Tensor) or kinds.dtype != torch.bool:
+        got = kinds.dtype if isinstance(kinds, Tensor) else type(kinds).__name__
+        raise TypeError(f"out.kinds: got {got}, wanted a bool tensor of shape (S, {num_subspaces})")
+    if kinds.dim() != 2 or kinds.shape[1] != num_subspaces or len(kinds) == 0:
+        raise ValueError(f"out.kinds: got shape {tuple(kinds.shape)}, wanted (S, {num_subspaces})")
+
+
+def _check_kind(kind: Tensor, z: Tensor, num_kinds: int) -> None:
+    check_index("kind", kind, len(z), z.device)
+    low, high = int(kind.min()), int(kind.max())
+    if low < 0 or high >= num_kinds:
+        raise ValueError(f"kind: got indices from {low} to {high}, wanted 0 to {num_kinds - 1} for S={num_kinds}")
+
+
+def _check_log_variance(log_variance: Tensor, z: Tensor, masks: Tensor, granularity: Granularity | None) -> None:
+    check_log_variance("out.log_variance", log_variance, z)
+    if granularity is None:
+        raise ValueError("out.granularity: got None, wanted that of out.log_variance")
+    check_choice("out.granularity", granularity, GRANULARITIES)
+    width = {"sample": 1, "subspace": masks.shape[0], "dimension": z.shape[1]}[granularity]
+    if log_variance.shape[1] != width:
+        raise ValueError(
+            f"out.log_variance: got shape {tuple(log_variance.shape)}, wanted (N, {width}) for one per {granularity}"
+        )

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from mast_ops import functional
 from mast_ops._checks import check_fraction, check_non_negative
 from mast_ops.head import MaskedSubspaceHead
-from mast_ops.masks import ComposedMasks, HardConcreteMasks, MaskParameterization
+from mast_ops.masks import HardConcreteMasks, MaskParameterization
 from mast_ops.output import SubspaceOutput
 from mast_ops.schedules import Schedule
 
@@ -111,8 +111,7 @@ class MaskExpectedL0(MaskRegularizer):
     """Module of :func:`mast_ops.functional.mask_expected_l0`: expected share of open gates, 0 to 1.
 
     Counteracts open entries however small, and leaves open ones unshrunk. It reads the gates' probabilities,
-    so it takes :class:`mast_ops.HardConcreteMasks` or a head that has them, not a sample of the masks. Of composed
-    masks the gates that there are count, those of the single augmentations.
+    so it takes :class:`mast_ops.HardConcreteMasks` or a head that has them, not a sample of the masks.
 
     Raises:
         TypeError: On call, with anything else.
@@ -125,7 +124,6 @@ class MaskExpectedL0(MaskRegularizer):
 
     def forward(self, masks: Masks) -> Tensor:
         gates = masks.masks if isinstance(masks, MaskedSubspaceHead) else masks
-        gates = gates.each if isinstance(gates, ComposedMasks) else gates
         if not isinstance(gates, HardConcreteMasks):
             raise TypeError(f"masks: got {type(gates).__name__}, wanted HardConcreteMasks or a head that has them")
         return functional.mask_expected_l0(gates.open_probability())

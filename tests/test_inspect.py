@@ -13,6 +13,7 @@ from torch import nn
 
 from mast_ops import MaskedSubspaceHead, SigmoidMasks
 from mast_ops.__main__ import main
+from mast_ops._state import decode_state
 from mast_ops.checkpoints import load_heads
 from mast_ops.masks import MASKS, BinaryMasks
 
@@ -105,6 +106,31 @@ def test_it_prints_tables_and_writes_files(tmp_path, capsys):
     assert (tmp_path / "a.png").read_bytes()[:4] == b"\x89PNG"
 
 
+def test_kinds_of_pairs_are_read_and_named(tmp_path, capsys):
+    kinds = torch.tensor([[True, False, False], [True, False, True], [True, True, True]])
+    path = saved(head(kinds=kinds).state_dict(), tmp_path)
+    assert torch.equal(load_heads(path)[""].kinds, kinds)
+    code, out, _ = inspect(path, capsys, "--json", str(tmp_path / "a.json"))
+    assert code == 0
+    lines = [line.split() for line in out.splitlines()]
+    assert all(line in lines for line in (["crop", "0"], ["crop+blur", "1"], ["all", "2"]))
+    assert json.loads((tmp_path / "a.json").read_text())["kinds"] == ["crop", "crop+blur", "all"]
+
+
+def test_pairs_differ_in_one_at_a_time_where_the_head_says_nothing_else(tmp_path):
+    assert torch.equal(load_heads(saved(head().state_dict(), tmp_path))[""].kinds, torch.eye(3, dtype=torch.bool))
+
+
+@pytest.mark.parametrize("granularity", ["sample", "subspace", "dimension"])
+def test_uncertainty_is_what_the_head_says_whatever_its_width(granularity, tmp_path, capsys):
+    one = MaskedSubspaceHead(nn.Linear(4, 3), NAMES, masks="sigmoid", uncertainty=granularity)  # K = D
+    path = saved(one.state_dict(), tmp_path)
+    assert load_heads(path)[""].granularity == granularity
+    out = inspect(path, capsys)[1]
+    assert ("log-variance\n" in out) == (granularity == "subspace")  # a column
+    assert (f"Log-variance per {granularity}" in out) == (granularity != "subspace")
+
+
 def test_a_parameterisation_of_ones_own_shows_its_weights(tmp_path, capsys):
     class Own(SigmoidMasks):
         pass
@@ -134,6 +160,13 @@ def code(text: str) -> torch.Tensor:
     return torch.tensor(list(text.encode("utf-8", "surrogateescape")), dtype=torch.uint8)
 
 
+def stating(**change: object) -> dict:
+    """The state of a head that says something else of itself; ... leaves an entry out."""
+    state = head().state_dict()
+    said = {**decode_state(state["_extra_state"]), **change}
+    return garbled(state, _extra_state=code(json.dumps({key: x for key, x in said.items() if x is not ...})))
+
+
 BAD = {
     "missing": lambda f: f / "nothing.pt",
     "folder": lambda f: f,
@@ -150,20 +183,43 @@ BAD = {
     "state that is no text": lambda f: saved(garbled(head().state_dict(), _extra_state=code("\udcff\udcfe")), f),
     "state that is no JSON": lambda f: saved(garbled(head().state_dict(), _extra_state=code("{")), f),
     "state that is too deep": lambda f: saved(garbled(head().state_dict(), _extra_state=code("[" * 100_000)), f),
-    "state without names": lambda f: saved(garbled(head().state_dict(), _extra_state=code('{"masks": {}}')), f),
-    "state with no masks": lambda f: saved(garbled(head().state_dict(), _extra_state=code('{"subspaces": ["a"]}')), f),
-    "unknown settings": lambda f: saved(
-        garbled(
-            head().state_dict(),
-            _extra_state=code('{"subspaces": ["a", "b", "c"], "masks": {"kind": "relu", "__class__": 1}}'),
-        ),
-        f,
-    ),
+    **{
+        f"state with {words}": lambda f, change=change: saved(stating(**change), f)
+        for words, change in {
+            "no names": {"subspaces": ...},
+            "names that are no list": {"subspaces": "abc"},
+            "names that are numbers": {"subspaces": [1, 2, 3]},
+            "names that are alike": {"subspaces": ["a", "b", "a"]},
+            "no masks": {"masks": ...},
+            "masks of no kind": {"masks": {"coverage": 0.5}},
+            "unknown settings": {"masks": {"kind": "relu", "__class__": 1}},
+            "no kinds of pairs": {"kinds": ...},
+            "kinds that are no table": {"kinds": [True, False, True]},
+            "kinds of numbers": {"kinds": [[1, 0, 1]]},
+            "kinds of another K": {"kinds": [[True, False]]},
+            "a kind that differs in nothing": {"kinds": [[True, False, True], [False, False, False]]},
+            "no uncertainty": {"uncertainty": ...},
+            "uncertainty of pixels": {"uncertainty": "pixel"},
+            "uncertainty that is a list": {"uncertainty": ["sample"]},
+            "uncertainty that no layer predicts": {"uncertainty": "sample"},
+        }.items()
+    },
     "other K": lambda f: saved(garbled(head().state_dict(), **{"masks.weight": torch.zeros(2, 8)}), f),
     "masks of integers": lambda f: saved(garbled(head().state_dict(), **{"masks.weight": torch.ones(3, 8).long()}), f),
     "masks of text": lambda f: saved(garbled(head().state_dict(), **{"masks.weight": "weights"}), f),
     "masks of NaN": lambda f: saved(garbled(head().state_dict(), **{"masks.weight": torch.full((3, 8), torch.nan)}), f),
-    "uncertainty of text": lambda f: saved(garbled(head().state_dict(), **{"uncertainty.bias": "bias"}), f),
+    **{
+        f"uncertainty of {words}": lambda f, bias=bias: saved(
+            garbled(head(uncertainty="subspace").state_dict(), **{"uncertainty.bias": bias}), f
+        )
+        for words, bias in {
+            "text": "bias",
+            "integers": torch.zeros(3, dtype=torch.int64),
+            "another width": torch.zeros(8),
+            "no width": torch.zeros(0),
+        }.items()
+    },
+    "uncertainty of nobody": lambda f: saved(garbled(head().state_dict(), **{"uncertainty.bias": torch.zeros(3)}), f),
 }
 
 

@@ -43,9 +43,8 @@ def test_masks_are_found_inside_wrappers_and_frozen_ones_are_not_trained():
     assert not {id(p) for p in net[0].parameters()} & {id(p) for g in groups.values() for p in g["params"]}
 
 
-@pytest.mark.parametrize("composed", [None, "2"])
-def test_masks_do_not_decay(composed):
-    net = model(composed=composed)
+def test_masks_do_not_decay():
+    net = model()
     optimizer = torch.optim.AdamW(param_groups(net, lr=0.1, weight_decay=0.5))
     before = net[1].masks.weight.detach().clone()
     for parameter in net.parameters():

@@ -54,9 +54,9 @@ def test_they_add_and_scale():
     masks = torch.rand(3, 5)
     a, b, c = MaskL1(), MaskOverlap(), MaskEntropy()
     wanted = 2 * (a(masks) + 0.5 * b(masks)) + 0.1 * c(masks)
-    composed = 2 * (a + 0.5 * b) + c * 0.1
-    torch.testing.assert_close(composed(masks), wanted)
-    assert isinstance(composed, nn.Module)
+    total = 2 * (a + 0.5 * b) + c * 0.1
+    torch.testing.assert_close(total(masks), wanted)
+    assert isinstance(total, nn.Module)
 
 
 @pytest.mark.parametrize("kind", ON_TENSORS)
