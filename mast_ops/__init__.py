@@ -11,7 +11,6 @@ from mast_ops.losses import (
 )
 from mast_ops.masks import (
     BinaryMasks,
-    ComposedMasks,
     HardConcreteMasks,
     NormalizedMasks,
     ReLUMasks,
@@ -29,7 +28,6 @@ __version__ = "0.1.0"
 
 __all__ = [
     "BinaryMasks",
-    "ComposedMasks",
     "CosineSchedule",
     "FactorizedViews",
     "HardConcreteMasks",

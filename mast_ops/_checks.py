@@ -61,19 +61,6 @@ def check_masks(masks: Tensor, z: Tensor | None = None, name: str = "masks") -> 
     _check_companion(name, masks, z)
 
 
-def check_subspace(subspace: Tensor, num_samples: int, num_subspaces: int, device: torch.device) -> None:
-    """An (N,) int64 index into the K subspaces, one per sample."""
-    check_index("subspace", subspace, num_samples, device)
-    wanted = f"wanted 0 to {num_subspaces - 1} for K={num_subspaces}"
-    if values_are_free(subspace):
-        low, high = int(subspace.min()), int(subspace.max())
-        if low < 0 or high >= num_subspaces:
-            raise ValueError(f"subspace: got indices from {low} to {high}, {wanted}")
-    else:
-        inside = (subspace >= 0) & (subspace < num_subspaces)
-        torch._assert_async(inside.all(), f"subspace: got an index out of range, {wanted}")
-
-
 def check_index(name: str, index: Tensor, num_samples: int, device: torch.device) -> None:
     """An (N,) int64 tensor, one entry per sample; any values."""
     if not isinstance(index, Tensor):

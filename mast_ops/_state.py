@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mast_ops._checks import check_choice, check_names
-from mast_ops.functional.uncertainty import GRANULARITIES
+from mast_ops.pairs import GRANULARITIES
 
 _LONGEST = 1 << 20  # bytes
 

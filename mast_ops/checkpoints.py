@@ -10,9 +10,9 @@ from torch import Tensor
 
 from mast_ops._checks import check_masks
 from mast_ops._state import decode_state
-from mast_ops.functional.uncertainty import Granularity
 from mast_ops.head import bound_log_variance
 from mast_ops.masks import masks_from_description
+from mast_ops.pairs import Granularity
 
 _STATE, _WEIGHT, _BIAS = "_extra_state", "masks.weight", "uncertainty.bias"
 _DEEPEST = 8  # dictionaries inside one another

@@ -1,22 +1,22 @@
 """The head: any projector, K masks over its output, and optionally a predictor of uncertainty."""
 
 import copy
-import json
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
 
 from mast_ops._checks import check_choice, check_embedding, check_names
 from mast_ops._precision import no_autocast
+from mast_ops._state import decode_state, encode_state
 from mast_ops._widths import infer_width
-from mast_ops.functional.uncertainty import GRANULARITIES, Granularity
-from mast_ops.masks import ComposedMasks, MaskParameterization, describe_masks, make_masks
+from mast_ops.kinds import check_kinds
+from mast_ops.masks import MaskParameterization, describe_masks, make_masks
 from mast_ops.output import SubspaceOutput
+from mast_ops.pairs import GRANULARITIES, Granularity
 
 _MAX_LOG_VARIANCE = 8.0
-_LONGEST_STATE = 1 << 20  # bytes
 
 
 class MaskedSubspaceHead(nn.Module):
@@ -30,6 +30,9 @@ class MaskedSubspaceHead(nn.Module):
         projector: Maps backbone features to an (N, D) embedding.
         subspaces: The names of the subspaces in the order of their indices ("crop", "color", ...), or their
             number K, for the names "0", "1", ...
+        kinds: (S, K) bool, which augmentations differ in pairs of each kind: ``FactorizedViews(...).kinds``. Default: one
+            at a time, ``eye(K)``. A loss reads it in the output; no weight depends on it, so that a checkpoint goes on
+            with other pairs.
         masks: How masks are parameterised: ``"binary"`` (default: exact zeros and ones of fixed coverage, so that it
             cannot collapse and needs no regularizer), ``"normalized"`` (the same, soft), ``"sigmoid"``, ``"relu"``,
             ``"softplus"``, ``"hard_concrete"``, or a :class:`mast_ops.masks.MaskParameterization` of your own.
@@ -37,9 +40,6 @@ class MaskedSubspaceHead(nn.Module):
             of a sample, or every ``"dimension"`` of a sample. A linear layer on the projector's input
             predicts it, without training what is under it; it starts at variance 1, that of a standardised
             dimension.
-        composed: The name, last of ``subspaces``, of the pairs in which every augmentation differs
-            (``FactorizedViews(composed=...)`` calls them "all"): its mask is the product of the others, see
-            :class:`mast_ops.masks.ComposedMasks`. None (default): all subspaces have masks of their own.
         input_dim: Width of the projector's input; read off its layers by default. Needed for ``uncertainty``
             alone.
         output_dim: D; read off the projector's layers by default.
@@ -51,8 +51,9 @@ class MaskedSubspaceHead(nn.Module):
 
     Shape:
         - Input: whatever the projector takes; (N, input_dim) with ``uncertainty``.
-        - Output: :class:`mast_ops.SubspaceOutput` of the embedding (N, D), masks (K, D) and log-variances:
-          None, (N, 1), (N, K) or (N, D), in (-8, 8), float32 under autocast.
+        - Output: :class:`mast_ops.SubspaceOutput` of the embedding (N, D), masks (K, D), log-variances: None,
+          (N, 1), (N, K) or (N, D), in (-8, 8), float32 under autocast, with their granularity; and kinds: (S, K), or
+          None for one at a time.
 
     Source: the paper's abstract (arXiv 2303.03679) for learnable masks on one feature space and for
     uncertainty; parameterisations and predictor are ours.
@@ -74,9 +75,10 @@ class MaskedSubspaceHead(nn.Module):
         self,
         projector: nn.Module,
         subspaces: int | Sequence[str],
+        *,
+        kinds: Tensor | None = None,
         masks: str | MaskParameterization = "binary",
         uncertainty: Granularity | None = None,
-        composed: str | None = None,
         input_dim: int | None = None,
         output_dim: int | None = None,
     ) -> None:
@@ -86,9 +88,8 @@ class MaskedSubspaceHead(nn.Module):
             check_choice("uncertainty", uncertainty, GRANULARITIES)
         dim = _width("output", output_dim, projector)
         self.projector = projector
-        if composed is not None and (composed != self.subspaces[-1] or len(self.subspaces) == 1):
-            raise ValueError(f"composed: got {composed!r}, wanted the last of at least two subspaces: {self.subspaces}")
-        self.masks = make_masks(masks, len(self.subspaces), dim, composed is not None)
+        self.masks = make_masks(masks, len(self.subspaces), dim)
+        self._set_kinds(kinds)
         self.granularity = uncertainty
         self.uncertainty: nn.Linear | None = None
         if uncertainty is not None:
@@ -107,13 +108,36 @@ class MaskedSubspaceHead(nn.Module):
             raise ValueError(
                 f"output_dim: got {self.masks.dim}, wanted {embedding.shape[1]}, the width of what the projector gives"
             )
-        return SubspaceOutput(embedding, self.masks(), self._log_variance(h))
+        return SubspaceOutput(embedding, self.masks(), self._log_variance(h), self._table, self.granularity)
 
     def _log_variance(self, h: Tensor) -> Tensor | None:
         if self.uncertainty is None:
             return None
         with no_autocast(h):
             return bound_log_variance(self.uncertainty(h.detach().to(self.uncertainty.weight.dtype)))
+
+    @property
+    def kinds(self) -> Tensor:
+        """(S, K) bool: which augmentations differ in pairs of each kind."""
+        one_at_a_time = torch.eye(len(self.subspaces), dtype=torch.bool, device=self.masks.weight.device)
+        return one_at_a_time if self._table is None else self._table
+
+    def _set_kinds(self, kinds: Tensor | None) -> None:
+        count = len(self.subspaces)
+        if kinds is not None:
+            check_kinds(kinds, count)
+            if torch.equal(kinds.cpu(), torch.eye(count, dtype=torch.bool, device="cpu")):
+                kinds = None  # no product of masks is then asked for
+        self._rows: list[list[bool]] | None = None if kinds is None else kinds.tolist()
+        self._table: Tensor | None
+        table = None if kinds is None else kinds.detach().to(self.masks.weight.device, copy=True)
+        self.register_buffer("_table", table, persistent=False)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if self._table is not None and not self._table.is_meta:  # to_empty() has left it without values
+            self._table = torch.tensor(self._rows, device=self._table.device)
+        return self
 
     def subspace_index(self, subspace: str | int) -> int:
         """Index of a subspace, by name or by index.
@@ -149,7 +173,9 @@ class MaskedSubspaceHead(nn.Module):
         masks: Tensor = self.masks()
         return embedding * masks[index]
 
-    def with_subspaces(self, subspaces: Sequence[str], new: Sequence[str] = ()) -> "MaskedSubspaceHead":
+    def with_subspaces(
+        self, subspaces: Sequence[str], *, new: Sequence[str] = (), kinds: Tensor | None = None
+    ) -> "MaskedSubspaceHead":
         """A copy of this head with another set of subspaces, by name: for fine-tuning on other augmentations.
 
         Masks, and predicted uncertainty per subspace, go with their names; the projector is copied too.
@@ -158,10 +184,11 @@ class MaskedSubspaceHead(nn.Module):
             subspaces: The names of the new head's subspaces, in order.
             new: Those of them that this head does not have, which start as in a fresh head. Named again, so that a
                 misspelled name is not a new subspace.
+            kinds: (S, K) bool of the new head, as in the constructor: one at a time by default.
 
         Raises:
-            ValueError: No or repeated names, a name that is neither here nor in ``new``, or one in both; or the product
-                of the others (``composed``), elsewhere than last or alone.
+            ValueError, TypeError: No or repeated names, a name that is neither here nor in ``new``, or one in both; or
+                ``kinds`` of another shape or type.
 
         Example:
             >>> from torch import nn
@@ -179,12 +206,10 @@ class MaskedSubspaceHead(nn.Module):
                 wanted = "a name that the head does not have" if name in self.subspaces else "one of subspaces"
                 raise ValueError(f"new: got {name!r}, wanted {wanted}")
         rows = [None if name in new else self.subspace_index(name) for name in names]
-        last = self.subspaces[-1]
-        if isinstance(self.masks, ComposedMasks) and last in names and (names[-1] != last or len(names) == 1):
-            raise ValueError(f"subspaces: got {names}, wanted {last!r}, the product of the others, last and not alone")
         head = copy.deepcopy(self)
         head.subspaces = names
         head.masks = self.masks.select(rows)
+        head._set_kinds(kinds)
         if self.uncertainty is not None and head.uncertainty is not None and self.granularity == "subspace":
             kept = [(i, row) for i, row in enumerate(rows) if row is not None]
             for name in ("weight", "bias"):
@@ -198,7 +223,14 @@ class MaskedSubspaceHead(nn.Module):
 
     def get_extra_state(self) -> Tensor:
         """Names and settings as bytes of JSON: a tensor, since averaging and checkpointing tools expect it."""
-        return encode_state({"subspaces": self.subspaces, "masks": describe_masks(self.masks)})
+        return encode_state(
+            {
+                "subspaces": self.subspaces,
+                "masks": describe_masks(self.masks),
+                "kinds": self._rows,
+                "uncertainty": self.granularity,
+            }
+        )
 
     def set_extra_state(self, state: Tensor) -> None:
         """Nothing to set: what differs has been refused before."""
@@ -235,34 +267,6 @@ def bound_log_variance(raw: Tensor) -> Tensor:
     return _MAX_LOG_VARIANCE * torch.tanh(raw / _MAX_LOG_VARIANCE)
 
 
-def encode_state(state: dict[str, Any]) -> Tensor:
-    return torch.tensor(list(json.dumps(state).encode()), dtype=torch.uint8)
-
-
-def decode_state(state: object) -> dict[str, Any]:
-    """The inverse of :func:`encode_state`, for bytes that come from anywhere.
-
-    Raises:
-        ValueError: They do not describe a head.
-    """
-    if not isinstance(state, Tensor) or state.dtype != torch.uint8 or state.dim() != 1 or len(state) > _LONGEST_STATE:
-        raise ValueError(f"_extra_state: got a {type(state).__name__}, wanted the uint8 tensor of a MaskedSubspaceHead")
-    try:
-        decoded = json.loads(bytes(state.tolist()))
-    except (ValueError, RecursionError) as error:
-        raise ValueError("_extra_state: got bytes that are no JSON, wanted those of a MaskedSubspaceHead") from error
-    if not isinstance(decoded, dict):
-        raise ValueError(
-            f"_extra_state: got a {type(decoded).__name__}, wanted a MaskedSubspaceHead's names and settings"
-        )
-    names, masks = decoded.get("subspaces"), decoded.get("masks")
-    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
-        raise ValueError(f"_extra_state: got subspaces {names!r}, wanted names")
-    if not isinstance(masks, dict) or not isinstance(masks.get("kind"), str):
-        raise ValueError(f"_extra_state: got masks {masks!r}, wanted their kind and settings")
-    return decoded
-
-
 def _refuse_another_head(head: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
     assert isinstance(head, MaskedSubspaceHead)
     stored = state_dict.get(f"{prefix}_extra_state")
@@ -278,3 +282,8 @@ def _refuse_another_head(head: nn.Module, state_dict: dict[str, Any], prefix: st
     own = describe_masks(head.masks)
     if masks != own:
         raise ValueError(f"state_dict: got masks of {masks}, wanted {own}, those of this head; nothing was loaded")
+    if None not in (state["uncertainty"], head.granularity) and state["uncertainty"] != head.granularity:
+        raise ValueError(
+            f"state_dict: got uncertainty per {state['uncertainty']}, wanted it per {head.granularity}, that of this head; "
+            "nothing was loaded"
+        )

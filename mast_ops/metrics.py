@@ -9,8 +9,8 @@ from mast_ops._checks import check_choice, check_embedding, check_index, check_l
 from mast_ops._kinds import kind_names
 from mast_ops._precision import no_autocast, widen
 from mast_ops.analysis import mask_density, mask_overlap
-from mast_ops.functional.uncertainty import GRANULARITIES, Granularity
 from mast_ops.output import SubspaceOutput
+from mast_ops.pairs import GRANULARITIES, Granularity
 
 
 @torch.no_grad()

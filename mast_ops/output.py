@@ -5,35 +5,51 @@ from typing import Any, NamedTuple, Self
 from torch import Tensor
 from torch.utils import _pytree
 
+from mast_ops.pairs import Granularity
+
 
 class SubspaceOutput(NamedTuple):
-    """An embedding with the masks of its subspaces and, when asked of the head, predicted log-variances.
+    """An embedding, the masks of its subspaces, and what else a loss wants to know of a head.
 
-    A named tuple, so that it unpacks, and so that DDP, ``torch.compile`` and ``torch.export`` see its
-    tensors.
+    A named tuple, so that DDP, ``torch.compile`` and ``torch.export`` see its tensors.
 
     Example:
         >>> import torch
         >>> from mast_ops import SubspaceOutput
-        >>> embedding, masks, log_variance = SubspaceOutput(torch.zeros(2, 3), torch.ones(4, 3))
-        >>> log_variance is None
+        >>> out = SubspaceOutput(torch.zeros(2, 3), torch.ones(4, 3))
+        >>> out.log_variance is None
         True
     """
 
     embedding: Tensor
     """(N, D)."""
     masks: Tensor
-    """(K, D)."""
+    """(K, D), one mask an augmentation."""
     log_variance: Tensor | None = None
     """Natural log of each embedding's variance: (N, 1) per sample, (N, K) per subspace, (N, D) per dimension."""
+    kinds: Tensor | None = None
+    """(S, K) bool, which augmentations differ in pairs of each kind; None: one at a time."""
+    granularity: Granularity | None = None
+    """What the columns of ``log_variance`` are; there whenever it is."""
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
-        """``Tensor.to`` on every tensor."""
-        return self._map("to", *args, **kwargs)
+        """``Tensor.to`` on every tensor; a dtype is for the floating-point ones."""
+        out = self._map("to", *args, **kwargs)
+        return out if self.kinds is None else out._replace(kinds=self.kinds.to(out.embedding.device))
 
     def detach(self) -> Self:
         """``Tensor.detach`` on every tensor: the stop-gradient of BYOL's and SimSiam's target."""
         return self._map("detach")
+
+    def chunk(self, chunks: int) -> tuple[Self, ...]:
+        """As ``Tensor.chunk`` on the samples: ``out0, out1 = head(torch.cat([view0, view1])).chunk(2)``."""
+        parts = self.embedding.chunk(chunks)
+        rows = [len(part) for part in parts]
+        variances = [None] * len(rows) if self.log_variance is None else self.log_variance.split(rows)
+        return tuple(
+            self._replace(embedding=part, log_variance=variance)
+            for part, variance in zip(parts, variances, strict=True)
+        )
 
     def _map(self, method: str, *args: Any, **kwargs: Any) -> Self:
         def apply(tensor: Tensor) -> Tensor:
@@ -41,7 +57,7 @@ class SubspaceOutput(NamedTuple):
             return result
 
         log_variance = None if self.log_variance is None else apply(self.log_variance)
-        return type(self)(apply(self.embedding), apply(self.masks), log_variance)
+        return self._replace(embedding=apply(self.embedding), masks=apply(self.masks), log_variance=log_variance)
 
 
 # torch.export names a named tuple in a saved program by this; torch has no public call for it yet.

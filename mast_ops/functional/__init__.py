@@ -1,13 +1,13 @@
 """Pure functions under every module: plain tensors in, plain tensors out."""
 
 from mast_ops.functional.contrastive import subspace_info_nce, subspace_nt_xent, subspace_sup_con
+from mast_ops.functional.distance import masked_cosine_similarity, masked_distance
 from mast_ops.functional.moments import (
     subspace_barlow_twins,
     subspace_covariance,
     subspace_moments,
     subspace_variance,
 )
-from mast_ops.functional.pairs import masked_cosine_similarity, masked_distance
 from mast_ops.functional.sensitivity import subspace_sensitivity
 from mast_ops.functional.sparsity import (
     mask_coverage,

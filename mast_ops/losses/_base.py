@@ -1,7 +1,7 @@
 """What every subspace loss shares: it takes two views, and is a weighted sum of named terms."""
 
 from abc import ABC, abstractmethod
-from typing import Literal, NamedTuple, overload
+from typing import Literal, overload
 
 import torch
 from torch import Tensor, nn
@@ -9,24 +9,15 @@ from torch import Tensor, nn
 from mast_ops import ops
 from mast_ops._checks import check_alike, check_non_negative
 from mast_ops.functional import combine_log_variance
-from mast_ops.functional.pairs import check_pairs
-from mast_ops.functional.sensitivity import sensitivity_after
+from mast_ops.functional.sensitivity import sensitivity
 from mast_ops.ops import Backend, check_backend
 from mast_ops.output import SubspaceOutput
+from mast_ops.pairs import Pairs, Uncertainty
+from mast_ops.run import Run
 
 View = Tensor | SubspaceOutput
-
-
-class Pair(NamedTuple):
-    """Two views after the boundary: embeddings (N, D), masks (K, D), the pair's log-variance or None."""
-
-    z0: Tensor
-    z1: Tensor
-    masks: Tensor
-    log_variance: Tensor | None
-
-
-_SENSITIVITY_EPS = 1e-4  # under the hinge's root, as in VICReg's
+Terms = dict[str, tuple[float, Tensor]]
+"""Weight and value of every named term."""
 
 
 class SubspaceLoss(nn.Module, ABC):
@@ -34,20 +25,24 @@ class SubspaceLoss(nn.Module, ABC):
 
     A new loss gives its terms and their weights; unpacking, checks and logging are here.
 
-    Shape of the call ``loss(out0, out1, masks=None, subspace=None, return_components=False)``:
+    Shape of the call ``loss(out0, out1, masks=None, kinds=None, kind=None, return_components=False)``, all but the two
+    views by keyword:
 
     - out0, out1: (N, D) embeddings, or :class:`mast_ops.SubspaceOutput` of a head (mixed is fine: BYOL's
       target may be a plain tensor).
-    - masks: (K, D), wanted with plain tensors only; of two heads' outputs, those of ``out0`` count.
-    - subspace: (N,) int64, the one augmentation in which pair i differs (factorised pairs), or None: every
-      pair counts in all K subspaces.
+    - masks: (K, D), one mask an augmentation, wanted with plain tensors only; of two heads' outputs, those of ``out0``
+      count.
+    - kinds: (S, K) bool, which augmentations differ in pairs of each kind. Default: what the head knows, or one at a
+      time, ``eye(K)``.
+    - kind: (N,) int64, a row of ``kinds``: the pair must agree where the masks of all that differs in it are open. None:
+      every pair counts in each of the K masks alone.
     - Returns a scalar, float32 for half-precision input; with ``return_components`` also a dictionary of
       the terms, unweighted and detached, for logging.
 
-    With ``sensitivity_param`` > 0 and factorised pairs one more term asks what lies outside each mask to change with
-    that mask's augmentation, so that the features hold what it does: the sum over subspaces of
-    :func:`mast_ops.functional.subspace_sensitivity`, which takes at least two samples. With masks of ones it is 0;
-    without ``subspace`` it is not there.
+    With ``sensitivity_param`` > 0 and ``kind`` one more term asks what lies outside each mask to change with that mask's
+    augmentation, so that the features hold what it does: the sum over subspaces of
+    :func:`mast_ops.functional.subspace_sensitivity`, which takes at least two samples, and an augmentation that never
+    differs is refused. With masks of ones it is 0; without ``kind`` it is not there.
 
     With ``gather_distributed=True`` the loss is that of the batches of all ranks of torch.distributed's default
     process group put together, the same value on every rank, and the gradients that DDP or FSDP average over ranks
@@ -58,21 +53,21 @@ class SubspaceLoss(nn.Module, ABC):
     """
 
     def __init__(
-        self, gather_distributed: bool = False, backend: Backend = "auto", sensitivity_param: float = 0.0
+        self, *, gather_distributed: bool = False, backend: Backend = "auto", sensitivity_param: float = 0.0
     ) -> None:
         super().__init__()
         check_backend(backend)
         check_non_negative("sensitivity_param", sensitivity_param)
-        self.sensitivity_param = sensitivity_param
         ops.ranks(gather_distributed)
+        self.sensitivity_param = sensitivity_param
         self.gather_distributed = gather_distributed
         self.backend: Backend = backend
 
     @abstractmethod
-    def terms(self, pair: Pair, subspace: Tensor | None) -> dict[str, tuple[float, Tensor]]:
-        """Weight and value of every named term."""
+    def terms(self, pairs: Pairs, run: Run) -> Terms:
+        """The formula."""
 
-    def pair_weight(self, pair: Pair, subspace: Tensor) -> Tensor | None:
+    def pair_weight(self, pairs: Pairs, run: Run) -> Tensor | None:
         """How much each pair counts for sensitivity, (N,), up to a factor that all ranks share; None: all alike."""
         return None
 
@@ -81,8 +76,10 @@ class SubspaceLoss(nn.Module, ABC):
         self,
         out0: View,
         out1: View,
+        *,
         masks: Tensor | None = ...,
-        subspace: Tensor | None = ...,
+        kinds: Tensor | None = ...,
+        kind: Tensor | None = ...,
         return_components: Literal[False] = ...,
     ) -> Tensor: ...
 
@@ -91,9 +88,10 @@ class SubspaceLoss(nn.Module, ABC):
         self,
         out0: View,
         out1: View,
-        masks: Tensor | None = ...,
-        subspace: Tensor | None = ...,
         *,
+        masks: Tensor | None = ...,
+        kinds: Tensor | None = ...,
+        kind: Tensor | None = ...,
         return_components: Literal[True],
     ) -> tuple[Tensor, dict[str, Tensor]]: ...
 
@@ -101,25 +99,17 @@ class SubspaceLoss(nn.Module, ABC):
         self,
         out0: View,
         out1: View,
+        *,
         masks: Tensor | None = None,
-        subspace: Tensor | None = None,
+        kinds: Tensor | None = None,
+        kind: Tensor | None = None,
         return_components: bool = False,
     ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
-        pair = unpack(out0, out1, masks)
-        check_pairs(pair.z0, pair.z1, pair.masks, subspace)
-        terms = self.terms(pair, subspace)
-        if subspace is not None and self.sensitivity_param > 0:
-            value = sensitivity_after(
-                torch.stack([value for _, value in terms.values()]),  # whichever of them spoke to the ranks last
-                pair.z0,
-                pair.z1,
-                pair.masks,
-                subspace,
-                self.pair_weight(pair, subspace),
-                _SENSITIVITY_EPS,
-                self.gather_distributed,
-                self.backend,
-            ).sum()
+        pairs = pairs_of(out0, out1, masks=masks, kinds=kinds, kind=kind)
+        run = Run(self.backend, self.gather_distributed)
+        terms = self.terms(pairs, run)
+        if kind is not None and self.sensitivity_param > 0:
+            value = sensitivity(pairs, run, weight=self.pair_weight(pairs, run)).sum()
             terms["sensitivity"] = (self.sensitivity_param, value)
         loss = torch.stack([weight * value for weight, value in terms.values()]).sum()
         if not return_components:
@@ -127,10 +117,10 @@ class SubspaceLoss(nn.Module, ABC):
         return loss, {name: value.detach() for name, (_, value) in terms.items()}
 
 
-def unpack(out0: View, out1: View, masks: Tensor | None) -> Pair:
-    """Heads' outputs and plain tensors alike become one :class:`Pair`.
+def pairs_of(out0: View, out1: View, *, masks: Tensor | None, kinds: Tensor | None, kind: Tensor | None) -> Pairs:
+    """Heads' outputs and plain tensors alike.
 
-    Masks are those of the first view that carries them. A view without log-variances beside one that has
+    Masks and kinds are those of the first view that carries them. A view without log-variances beside one that has
     them is a point: the pair's variance is then the other view's alone.
     """
     views = [out for out in (out0, out1) if isinstance(out, SubspaceOutput)]
@@ -140,9 +130,35 @@ def unpack(out0: View, out1: View, masks: Tensor | None) -> Pair:
         raise ValueError("masks: got a tensor beside a head's output, which carries its own; pass one or the other")
     if len(views) == 2:
         check_alike("out1.masks", views[1].masks, "out0.masks", views[0].masks)
+    tables = [out.kinds for out in views if out.kinds is not None]
+    if tables and kinds is not None:
+        raise ValueError("kinds: got a table beside a head's output, which carries its own; pass one or the other")
+    if len(tables) == 2:
+        check_alike("out1.kinds", tables[1], "out0.kinds", tables[0])
     z0, z1 = (out.embedding if isinstance(out, SubspaceOutput) else out for out in (out0, out1))
-    log_variances = [out.log_variance for out in views if out.log_variance is not None]
-    log_variance = None
-    if log_variances:
-        log_variance = combine_log_variance(*log_variances) if len(log_variances) == 2 else log_variances[0]
-    return Pair(z0, z1, views[0].masks if masks is None else masks, log_variance)
+    return Pairs.of(
+        z0,
+        z1,
+        views[0].masks if masks is None else masks,
+        kinds=tables[0] if tables else kinds,
+        kind=kind,
+        uncertainty=_uncertainty(views),
+    )
+
+
+def _uncertainty(views: list[SubspaceOutput]) -> Uncertainty | None:
+    both = []
+    for out in views:
+        if (out.log_variance is None) != (out.granularity is None):
+            missing, given = (
+                ("granularity", "log_variance") if out.granularity is None else ("log_variance", "granularity")
+            )
+            raise ValueError(f"{missing}: got None beside the {given} of an output, wanted both or neither")
+        if out.log_variance is not None and out.granularity is not None:
+            both.append(Uncertainty(out.log_variance, out.granularity))
+    if len(both) < 2:
+        return both[0] if both else None
+    (log_variance0, granularity), (log_variance1, other) = both
+    if granularity != other:
+        raise ValueError(f"out1.granularity: got {other!r}, wanted {granularity!r}, that of out0")
+    return Uncertainty(combine_log_variance(log_variance0, log_variance1), granularity)

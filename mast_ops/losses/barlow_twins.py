@@ -1,10 +1,11 @@
-from torch import Tensor
 from typing_extensions import override
 
 from mast_ops._checks import check_non_negative
-from mast_ops.functional import subspace_barlow_twins
-from mast_ops.losses._base import Pair, SubspaceLoss
+from mast_ops.functional.moments import barlow_twins
+from mast_ops.losses._base import SubspaceLoss, Terms
 from mast_ops.ops import Backend
+from mast_ops.pairs import Pairs
+from mast_ops.run import Run
 
 
 class SubspaceBarlowTwinsLoss(SubspaceLoss):
@@ -31,14 +32,14 @@ class SubspaceBarlowTwinsLoss(SubspaceLoss):
         tensor(0.0100)
     """
 
-    def __init__(self, lambda_param: float = 5e-3, gather_distributed: bool = False, backend: Backend = "auto") -> None:
-        super().__init__(gather_distributed, backend)
+    def __init__(
+        self, lambda_param: float = 5e-3, gather_distributed: bool = False, *, backend: Backend = "auto"
+    ) -> None:
+        super().__init__(gather_distributed=gather_distributed, backend=backend)
         check_non_negative("lambda_param", lambda_param)
         self.lambda_param = lambda_param
 
     @override
-    def terms(self, pair: Pair, subspace: Tensor | None) -> dict[str, tuple[float, Tensor]]:
-        invariance, redundancy = subspace_barlow_twins(
-            pair.z0, pair.z1, pair.masks, subspace, self.gather_distributed, self.backend
-        )
+    def terms(self, pairs: Pairs, run: Run) -> Terms:
+        invariance, redundancy = barlow_twins(pairs, run)
         return {"invariance": (1.0, invariance.mean()), "redundancy": (self.lambda_param, redundancy.mean())}

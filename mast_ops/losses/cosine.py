@@ -1,10 +1,11 @@
-from torch import Tensor
 from typing_extensions import override
 
 from mast_ops._checks import check_positive
-from mast_ops.functional import masked_cosine_similarity
-from mast_ops.losses._base import Pair, SubspaceLoss
+from mast_ops.functional.distance import cosine_of_pairs
+from mast_ops.losses._base import SubspaceLoss, Terms
 from mast_ops.ops import Backend
+from mast_ops.pairs import Pairs
+from mast_ops.run import Run
 
 
 class SubspaceCosineLoss(SubspaceLoss):
@@ -37,18 +38,17 @@ class SubspaceCosineLoss(SubspaceLoss):
 
     def __init__(
         self,
+        *,
         eps: float = 1e-8,
         gather_distributed: bool = False,
         backend: Backend = "auto",
         sensitivity_param: float = 0.0,
     ) -> None:
-        super().__init__(gather_distributed, backend, sensitivity_param)
+        super().__init__(gather_distributed=gather_distributed, backend=backend, sensitivity_param=sensitivity_param)
         check_positive("eps", eps)
         self.eps = eps
 
     @override
-    def terms(self, pair: Pair, subspace: Tensor | None) -> dict[str, tuple[float, Tensor]]:
-        similarity = masked_cosine_similarity(
-            pair.z0, pair.z1, pair.masks, subspace, self.eps, "mean", self.gather_distributed, self.backend
-        )
+    def terms(self, pairs: Pairs, run: Run) -> Terms:
+        similarity = run.mean(cosine_of_pairs(pairs, run, self.eps).mean(), len(pairs.z0))
         return {"negative_cosine": (1.0, -similarity)}

@@ -1,10 +1,11 @@
 from torch import Tensor
 from typing_extensions import override
 
-from mast_ops.functional import subspace_nt_xent
-from mast_ops.functional.contrastive import check_temperature
-from mast_ops.losses._base import Pair, SubspaceLoss
+from mast_ops.functional.contrastive import check_temperature, nt_xent
+from mast_ops.losses._base import SubspaceLoss, Terms
 from mast_ops.ops import Backend
+from mast_ops.pairs import Pairs
+from mast_ops.run import Run
 
 
 class SubspaceNTXentLoss(SubspaceLoss):
@@ -36,17 +37,15 @@ class SubspaceNTXentLoss(SubspaceLoss):
     def __init__(
         self,
         temperature: float | Tensor = 0.5,
+        *,
         gather_distributed: bool = False,
         backend: Backend = "auto",
         sensitivity_param: float = 5.0,
     ) -> None:
-        super().__init__(gather_distributed, backend, sensitivity_param)
+        super().__init__(gather_distributed=gather_distributed, backend=backend, sensitivity_param=sensitivity_param)
         check_temperature(temperature)
         self.temperature = temperature
 
     @override
-    def terms(self, pair: Pair, subspace: Tensor | None) -> dict[str, tuple[float, Tensor]]:
-        loss = subspace_nt_xent(
-            pair.z0, pair.z1, pair.masks, self.temperature, subspace, "mean", self.gather_distributed, self.backend
-        )
-        return {"nt_xent": (1.0, loss)}
+    def terms(self, pairs: Pairs, run: Run) -> Terms:
+        return {"nt_xent": (1.0, nt_xent(pairs, run, temperature=self.temperature))}

@@ -1,11 +1,11 @@
-from torch import Tensor
 from typing_extensions import override
 
 from mast_ops._checks import check_choice
-from mast_ops.functional import uncertainty_invariance
-from mast_ops.functional.uncertainty import DISTANCES, GRANULARITIES, Distance, Granularity
-from mast_ops.losses._base import Pair, SubspaceLoss
+from mast_ops.functional.uncertainty import DISTANCES, Distance, invariance
+from mast_ops.losses._base import SubspaceLoss, Terms
 from mast_ops.ops import Backend
+from mast_ops.pairs import Pairs
+from mast_ops.run import Run
 
 
 class UncertaintyInvarianceLoss(SubspaceLoss):
@@ -21,8 +21,6 @@ class UncertaintyInvarianceLoss(SubspaceLoss):
 
     Args:
         distance: ``"squared"`` (default, the paper's VICReg baseline) or ``"cosine"`` (BYOL, SimSiam).
-        granularity: What the predicted log-variances' columns are, ``"sample"``, ``"subspace"`` or
-            ``"dimension"``. By default told from their number; needed only where K == D.
         normalize: Only weigh pairs against one another, with weights that average 1 over the batch, and train the
             prediction apart; by default the bare likelihood. Worth it beside terms that are weighted against a
             mean-squared error, as in VICReg.
@@ -30,7 +28,7 @@ class UncertaintyInvarianceLoss(SubspaceLoss):
         backend: What computes it, see :data:`mast_ops.ops.Backend`.
 
     Raises:
-        ValueError: Unknown ``distance``, ``granularity`` or ``backend``. On call: arguments that disagree.
+        ValueError: Unknown ``distance`` or ``backend``. On call: arguments that disagree.
 
     Source: the paper's abstract (arXiv 2303.03679) for the reweighting; the likelihood is ours.
 
@@ -38,34 +36,22 @@ class UncertaintyInvarianceLoss(SubspaceLoss):
         >>> import torch
         >>> from mast_ops import UncertaintyInvarianceLoss
         >>> z0, z1, masks = torch.zeros(4, 8), torch.ones(4, 8), torch.ones(3, 8)
-        >>> UncertaintyInvarianceLoss()(z0, z1, masks, subspace=torch.tensor([0, 1, 2, 0]))
+        >>> UncertaintyInvarianceLoss()(z0, z1, masks=masks, kind=torch.tensor([0, 1, 2, 0]))
         tensor(1.)
     """
 
     def __init__(
         self,
+        *,
         distance: Distance = "squared",
-        granularity: Granularity | None = None,
         normalize: bool = False,
         gather_distributed: bool = False,
         backend: Backend = "auto",
     ) -> None:
-        super().__init__(gather_distributed, backend)
+        super().__init__(gather_distributed=gather_distributed, backend=backend)
         check_choice("distance", distance, DISTANCES)
-        if granularity is not None:
-            check_choice("granularity", granularity, GRANULARITIES)
-        self.distance, self.granularity, self.normalize = distance, granularity, normalize
+        self.distance, self.normalize = distance, normalize
 
     @override
-    def terms(self, pair: Pair, subspace: Tensor | None) -> dict[str, tuple[float, Tensor]]:
-        value = uncertainty_invariance(
-            *pair,
-            subspace,
-            self.distance,
-            self.granularity,
-            self.normalize,
-            "mean",
-            self.gather_distributed,
-            self.backend,
-        )
-        return {"invariance": (1.0, value)}
+    def terms(self, pairs: Pairs, run: Run) -> Terms:
+        return {"invariance": (1.0, invariance(pairs, run, distance=self.distance, normalize=self.normalize))}

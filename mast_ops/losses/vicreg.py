@@ -4,14 +4,13 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from mast_ops import ops
-from mast_ops._checks import check_choice, check_min_samples, check_non_negative, check_positive
-from mast_ops._precision import widen
-from mast_ops.functional import uncertainty_invariance
-from mast_ops.functional.moments import moments_after
-from mast_ops.functional.uncertainty import Granularity, own_column
-from mast_ops.losses._base import Pair, SubspaceLoss
+from mast_ops._checks import check_choice, check_non_negative, check_positive
+from mast_ops.functional.moments import check_batch, moments
+from mast_ops.functional.uncertainty import invariance, pair_weights
+from mast_ops.losses._base import SubspaceLoss, Terms
 from mast_ops.ops import Backend
+from mast_ops.pairs import Pairs
+from mast_ops.run import Run
 
 Scope = Literal["embedding", "subspace"]
 
@@ -30,8 +29,8 @@ class SubspaceVICRegLoss(SubspaceLoss):
         scope: Where variance and covariance act: on the whole ``"embedding"`` (default: dimensions that no
             mask claims stay alive, so they can keep what the augmentations change), or inside every
             ``"subspace"``, which pushes masks open, averaged over K and computed from one set of statistics.
-        granularity: See :class:`mast_ops.UncertaintyInvarianceLoss`, which is the invariance term.
-        normalize: Whether predicted variances only reweight pairs, with weights that average 1 (default).
+        normalize: Whether predicted variances only reweight pairs, with weights that average 1 (default); see
+            :class:`mast_ops.UncertaintyInvarianceLoss`, which is the invariance term.
             ``lambda_param`` is meant for a mean-squared error; under the bare likelihood, whose weight grows
             as pairs come closer, the easiest subspace drives out the others.
         backend: What computes it, see :data:`mast_ops.ops.Backend`.
@@ -61,49 +60,32 @@ class SubspaceVICRegLoss(SubspaceLoss):
         nu_param: float = 1.0,
         gather_distributed: bool = False,
         eps: float = 1e-4,
+        *,
         scope: Scope = "embedding",
-        granularity: Granularity | None = None,
         normalize: bool = True,
         backend: Backend = "auto",
         sensitivity_param: float = 10.0,
     ) -> None:
-        super().__init__(gather_distributed, backend, sensitivity_param)
+        super().__init__(gather_distributed=gather_distributed, backend=backend, sensitivity_param=sensitivity_param)
         for name, weight in (("lambda_param", lambda_param), ("mu_param", mu_param), ("nu_param", nu_param)):
             check_non_negative(name, weight)
         check_positive("eps", eps)
         check_choice("scope", scope, ("embedding", "subspace"))
         self.lambda_param, self.mu_param, self.nu_param = lambda_param, mu_param, nu_param
-        self.eps, self.scope, self.granularity, self.normalize = eps, scope, granularity, normalize
+        self.eps, self.scope, self.normalize = eps, scope, normalize
 
     @override
-    def pair_weight(self, pair: Pair, subspace: Tensor) -> Tensor | None:
-        log_variance = pair.log_variance
-        if log_variance is None or self.granularity == "dimension" or log_variance.shape[1] not in (1, len(pair.masks)):
-            return None
-        (own,) = widen(own_column(log_variance.detach(), subspace))
-        return torch.exp(-own)
+    def pair_weight(self, pairs: Pairs, run: Run) -> Tensor | None:
+        return pair_weights(pairs, run)
 
     @override
-    def terms(self, pair: Pair, subspace: Tensor | None) -> dict[str, tuple[float, Tensor]]:
-        z0, z1, masks, _ = pair
-        if ops.ranks(self.gather_distributed) == 1:
-            check_min_samples(z0.shape[0], 2, "a variance over the batch needs two", name="out0")
-        invariance = uncertainty_invariance(
-            *pair,
-            subspace,
-            "squared",
-            self.granularity,
-            self.normalize,
-            "mean",
-            self.gather_distributed,
-            self.backend,
-        )
-        seen = masks if self.scope == "subspace" else torch.ones_like(masks[:1])
-        rest = (seen, self.eps, self.gather_distributed, self.backend)
-        variance0, covariance0 = moments_after(invariance, z0, *rest)
-        variance1, covariance1 = moments_after(covariance0, z1, *rest)
+    def terms(self, pairs: Pairs, run: Run) -> Terms:
+        check_batch(pairs.z0, run, name="out0")
+        seen = pairs.masks if self.scope == "subspace" else torch.ones_like(pairs.masks[:1])
+        variance0, covariance0 = moments(pairs.z0, seen, run, self.eps)
+        variance1, covariance1 = moments(pairs.z1, seen, run, self.eps)
         return {
-            "invariance": (self.lambda_param, invariance),
+            "invariance": (self.lambda_param, invariance(pairs, run, normalize=self.normalize)),
             "variance": (self.mu_param, (variance0 + variance1).mean() / 2),
             "covariance": (self.nu_param, (covariance0 + covariance1).mean()),
         }

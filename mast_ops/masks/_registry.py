@@ -7,7 +7,6 @@ from torch import Tensor, nn
 
 from mast_ops._checks import check_choice
 from mast_ops.masks.binary import BinaryMasks
-from mast_ops.masks.composed import ComposedMasks
 from mast_ops.masks.hard_concrete import HardConcreteMasks
 from mast_ops.masks.normalized import NormalizedMasks
 from mast_ops.masks.parameterization import MaskParameterization
@@ -21,18 +20,10 @@ MASKS: dict[str, type[MaskParameterization]] = {
     "normalized": NormalizedMasks,
     "binary": BinaryMasks,
 }
-COMPOSED = "composed"
 
 
-def make_masks(
-    masks: str | MaskParameterization, num_subspaces: int, dim: int, composed: bool = False
-) -> MaskParameterization:
-    """A parameterisation by name with its defaults, or a ready one after a check of its shape.
-
-    With ``composed`` the last row is the product of the others.
-    """
-    if composed and not isinstance(masks, ComposedMasks):
-        return ComposedMasks(make_masks(masks, num_subspaces - 1, dim))
+def make_masks(masks: str | MaskParameterization, num_subspaces: int, dim: int) -> MaskParameterization:
+    """A parameterisation by name with its defaults, or a ready one after a check of its shape."""
     if isinstance(masks, MaskParameterization):
         got = (masks.num_subspaces, masks.dim)
         if got != (num_subspaces, dim):
@@ -44,8 +35,6 @@ def make_masks(
 
 def describe_masks(masks: MaskParameterization) -> dict[str, Any]:
     """Kind and settings as a checkpoint carries them. The kind of a class of the user's own is its name."""
-    if isinstance(masks, ComposedMasks):
-        return {"kind": COMPOSED, **masks.settings()}
     kinds = [name for name, kind in MASKS.items() if type(masks) is kind]
     return {"kind": kinds[0] if kinds else type(masks).__qualname__, **masks.settings()}
 
@@ -57,16 +46,6 @@ def masks_from_description(description: Mapping[str, Any], weight: Tensor) -> Ma
         ValueError, TypeError: It describes nothing that could be.
     """
     settings = dict(description)
-    if settings["kind"] == COMPOSED:
-        described = settings.get("each")
-        if (
-            not isinstance(described, Mapping)
-            or not isinstance(described.get("kind"), str)
-            or described["kind"] == COMPOSED
-        ):
-            raise ValueError(f"masks: got composed ones of each {described!r}, wanted kind and settings of plain masks")
-        each = masks_from_description(described, weight)
-        return None if each is None else ComposedMasks(each)
     kind = MASKS.get(settings.pop("kind"))
     if kind is None:
         return None
