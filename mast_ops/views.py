@@ -1,13 +1,15 @@
-"""Pairs of views that differ in one known augmentation: what gives every sample its subspace.
+"""Pairs of views that differ in known augmentations: what gives every pair its kind.
 
-Mask k sees the part of an embedding that may react to augmentation k, so it is trained on pairs that share
-every random draw but augmentation k's. A draw of any callable is shared by calling it twice under one seed.
+A pair shares every random draw but those of the augmentations in which it differs, and which those are is a row
+of a table, `mast_ops.kinds`. A draw of any callable is shared by calling it twice under one seed.
 """
 
 import os
 import random
 import sys
-from collections.abc import Callable, Iterator, Mapping
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -15,51 +17,65 @@ import torch
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
-from mast_ops._checks import check_fraction, check_names
+from mast_ops._checks import check_names
+from mast_ops.kinds import kinds_of, names_of_kinds
 
 Augmentation = Callable[..., Any]
 
 _TRIALS = 8  # a hidden coin tossed once a call slips through with probability 2 ** -8
 _TRIAL_ROWS = 4  # of a batch: the first batch should not cost much more than the others
+_TRIAL_ITEMS = 8  # before one is called deterministic: a random crop draws nothing where an image is of its size
 
 
 class ViewPair(NamedTuple):
-    """Two views and their subspace: int64 of shape (N,) for a batch, an int for one item."""
+    """Two views and their kind, a row of the table: int64 of shape (N,) for a batch, an int for one item."""
 
     view0: Any
     view1: Any
-    subspace: Any
+    kind: Any
 
 
 class FactorizedViews:
-    """Makes pairs of views that share every augmentation's random draw except that of one, their subspace.
+    """Makes pairs of views that share every augmentation's random draw except those in which they differ.
 
     Args:
         augmentations: ordered mapping of name to callable, applied in that order to both views. Each takes
-            and returns an image batch, or one image, may draw per sample or per batch, and may work in place.
-            It should not mix the samples of a batch: some draws are made for a part of the batch.
-        composed: fraction of pairs in which every augmentation is drawn anew; their index is K, the number of
-            augmentations. Default 0: none. In a batch N * composed, rounded up or down at random so that the
-            mean is exact; a single item is composed with this probability.
-        composed_name: the name of index K, which `subspaces` has only if composed > 0.
+            and returns an image batch, or one image, should draw per sample, and may work in place. It must be
+            random: what is not (to tensor, normalise) belongs to finalize. It should not mix the samples of a
+            batch: some draws are made for a part of the batch.
+        pairs: what the pairs differ in. Default "mixed": half of them in one augmentation, which teaches each mask
+            what its augmentation moves; half in all, as in plain training. It did best in our experiments
+            (README, Evidence). Further "single", "all", "all_but_one"; a float p, with which each augmentation
+            differs with probability p, given that one at least does; or a boolean table (S, K), a row for each
+            kind of pair and True where it differs. `mast_ops.kinds.kinds_of` says more.
+        weights: the share of each kind, S finite numbers >= 0 that are not all 0; divided by their sum. Default:
+            those of the name, or even ones for a table. Not beside a float p, which says the shares itself.
         batched: whether x is a batch or one item. Asked, because guessing from the axes goes wrong unseen.
         finalize: deterministic callable applied to both views last (to tensor, normalise). Default: none.
         generator: CPU generator of all decisions and seeds. Default: torch's global one, so that
             `torch.manual_seed` makes the views repeatable.
 
-    `views(x)` returns a `ViewPair(view0, view1, subspace)` and leaves x as it was; `views.subspaces` holds the
-    names in order, for `MaskedSubspaceHead(..., subspaces=views.subspaces, composed=views.composed)`, where
-    `views.composed` is composed_name, or None without composed pairs.
+    `views(x)` returns a `ViewPair(view0, view1, kind)` and leaves x as it was. What goes to the head,
+    `MaskedSubspaceHead(..., views.augmentations, kinds=views.kinds)`, and for the rest to a reader:
 
-    * batched: x is an (N, C, H, W) tensor of any dtype, on any device; subspace is int64 of shape (N,) there.
-      Composed pairs aside, the subspaces' counts differ by at most one; their order is random. With
-      composed = 0 the augmentations handle no more samples than for two independent views.
-    * one item: x is a PIL image, a numpy array, or a tensor of up to three axes; subspace is an int (int64 once
-      collated) from a shuffled deck: each K items in turn, composed ones aside, hold each subspace once.
+    * `views.augmentations`: the K names, in order.
+    * `views.kinds`: the table, bool of shape (S, K), on the CPU.
+    * `views.weights`: the shares, float64 of shape (S,), with a sum of 1.
+    * `views.kind_names`: S names: "color", "color+blur", and "all" for all of several.
 
-    A draw runs under a seed for torch (the CPU, and x's device if that is CUDA), `random`, and numpy's global
-    state where numpy is imported, and all of them are put back: a call advances `generator` by its decisions
-    and seeds, and nothing else. These states are the process's: make no views in several threads at once.
+    The two ways to call it:
+
+    * batched: x is an (N, C, H, W) tensor of any dtype; kind is int64 of shape (N,) on its device. Of N pairs,
+      N * weights[s] are of kind s, rounded up or down at random so that the mean is exact; their order is random.
+      An augmentation handles a sample at most three times, and with pairs="single" all of them handle no more
+      samples than for two independent views.
+    * one item: x is a PIL image, a numpy array, or a tensor of up to three axes; kind is an int (int64 once
+      collated) from a shuffled deck of S cards, made like a batch: of even weights, each kind comes once a round.
+
+    A draw runs under a seed for torch (the CPU, and x's device), `random`, and numpy's global state where numpy is
+    imported, and all of them are put back: a call advances `generator` by its decisions and seeds, and nothing
+    else. These states are the process's, so calls from several threads wait for one another; other code that draws
+    from them in a thread of its own meanwhile still spoils the replay.
     A callable's method `set_random_seed(seed)`, as albumentations >= 2 have it for generators of their own,
     is called too; and albumentations are applied as `augmentation(image=x)["image"]`.
 
@@ -69,10 +85,16 @@ class FactorizedViews:
 
     Raises:
         TypeError: an argument, x or an augmentation's result is of a wrong type.
-        ValueError: augmentations is empty; composed is outside [0, 1]; composed_name is an augmentation's;
-            generator is not on the CPU; x is empty or its axes do not go with batched; a callable, at its first
-            use, does not replay (or finalize is random); an augmentation changes a batch's number of rows, or
-            gives its samples several shapes or dtypes.
+        ValueError: augmentations is empty, or its names make two kinds' names one; pairs or weights are none of the
+            above; generator is not on the CPU; x is empty, its axes do not go with batched, or its device's
+            generator cannot be seeded; a callable, at its first use, does not replay (or finalize is random); an
+            augmentation draws nothing and gives one result under every seed (in its first batch, or in all of the
+            first eight items); an augmentation changes a batch's number of rows, gives its samples several shapes
+            or dtypes, or gives one image a batch axis.
+
+    Warns:
+        UserWarning: once for each augmentation that makes one draw for a whole batch; or that has a generator of
+            its own, whose draws we cannot see, and in its first eight uses gives one result under every seed.
 
     Source: ours. The abstract of the MAST paper (ICLR 2023) does not say how pairs are sampled.
 
@@ -81,11 +103,13 @@ class FactorizedViews:
     >>> def noise(x):
     ...     return x + torch.randn_like(x)
     >>> views = FactorizedViews({"brightness": brightness, "noise": noise}, batched=True)
-    >>> view0, view1, subspace = views(torch.rand(6, 3, 8, 8))
-    >>> torch.bincount(subspace)
-    tensor([3, 3])
+    >>> views.kind_names
+    ('brightness', 'noise', 'all')
+    >>> view0, view1, kind = views(torch.rand(8, 3, 8, 8))
+    >>> torch.bincount(kind)
+    tensor([2, 2, 4])
     >>> same_noise = (view1 - view0).std(dim=(1, 2, 3)) < 1e-5  # only a constant is between them
-    >>> torch.equal(same_noise, subspace == views.subspaces.index("brightness"))
+    >>> torch.equal(same_noise, kind == views.kind_names.index("brightness"))
     True
     """
 
@@ -93,8 +117,8 @@ class FactorizedViews:
         self,
         augmentations: Mapping[str, Augmentation],
         *,
-        composed: float = 0.0,
-        composed_name: str = "all",
+        pairs: Any = "mixed",
+        weights: Sequence[float] | Tensor | None = None,
         batched: bool = False,
         finalize: Augmentation | None = None,
         generator: torch.Generator | None = None,
@@ -107,23 +131,25 @@ class FactorizedViews:
         for name, call in (*calls.items(), ("finalize", finalize)):
             if not callable(call) and not (name == "finalize" and call is None):
                 raise TypeError(f"{name}: got {type(call).__name__}, wanted a callable")
-        check_fraction("composed", composed)
-        check_names("composed_name", (composed_name,))
-        if composed_name in names:
-            raise ValueError(f"composed_name: got {composed_name!r}, wanted a name that no augmentation has")
+        kinds, shares = kinds_of(pairs, len(names))
+        if weights is not None:
+            if isinstance(pairs, float):
+                raise ValueError(f"weights: got some beside the probability {pairs}, wanted None: it says the shares")
+            shares = _shares(weights, len(kinds))
         if generator is not None and not isinstance(generator, torch.Generator):
             raise TypeError(f"generator: got {type(generator).__name__}, wanted a torch.Generator or None")
         if generator is not None and generator.device.type != "cpu":
             raise ValueError(f"generator: got one on {generator.device}, wanted one on the CPU")
 
-        self.composed: str | None = composed_name if composed > 0 else None
-        self.subspaces: tuple[str, ...] = (*names, composed_name) if composed > 0 else names
-        self._augmentations = calls  # by the name that an error gives them
-        self._composed = composed
+        self.augmentations: tuple[str, ...] = names
+        self.kinds = kinds
+        self.weights = shares
+        self.kind_names = names_of_kinds(kinds, names)
+        self._calls = calls  # by the name that an error gives them
         self._batched = batched
         self._finalize = finalize
         self._generator = generator
-        self._tried: set[str] = set()
+        self._uses_on_trial = {name: _uses_on_trial(call, batched) for name, call in calls.items()} | {"finalize": 1}
         self._deck: list[int] = []
         self._process: int | None = None
 
@@ -139,69 +165,60 @@ class FactorizedViews:
 
     def __call__(self, x: Any) -> ViewPair:
         _check_input(x, self._batched)
+        with _lock:
+            return self._call(x)
+
+    def _call(self, x: Any) -> ViewPair:
         with torch.device("cpu"):  # whatever torch.set_default_device says: the generator is the CPU's
             generator = self._generator_of_this_process()
-            subspace: Any = self._balanced(len(x), generator) if self._batched else self._dealt(generator)
+            # On the CPU: choosing a batch's rows by their kind then never waits for a device.
+            kind: Any = _proportioned(self.weights, len(x), generator) if self._batched else self._dealt(generator)
             # A shared and a new draw's seed for each augmentation; torch's CPU generator reads 32 bits of one.
-            seeds = torch.randint(2**32, (len(self._augmentations), 2), generator=generator).tolist()
+            seeds = torch.randint(2**32, (len(self._calls), 2), generator=generator).tolist()
         make_views = self._views_of_batch if self._batched else self._views_of_item
         with _outer_states_kept(x):
-            view0, view1 = make_views(x, subspace, seeds)
+            view0, view1 = make_views(x, self.kinds[kind], seeds)
             if self._finalize is not None:
                 self._try("finalize", self._finalize, view0)
                 view0, view1 = (_draw("finalize", self._finalize, view, 0) for view in (view0, view1))
-        return ViewPair(view0, view1, subspace.to(x.device) if self._batched else subspace)
+        return ViewPair(view0, view1, kind.to(x.device) if self._batched else kind)
 
-    def _views_of_batch(self, x: Tensor, subspace: Tensor, seeds: list[list[int]]) -> tuple[Tensor, Tensor]:
+    def _views_of_batch(self, x: Tensor, differs: Tensor, seeds: list[list[int]]) -> tuple[Tensor, Tensor]:
+        """`differs`: (N, K), on the CPU."""
         view0 = view1 = x.clone()  # one will do: all that is read of view1 at first is `part`
-        differs = torch.zeros_like(subspace, dtype=torch.bool)
-        for k, (name, augmentation) in enumerate(self._augmentations.items()):
-            shared, new = seeds[k]
-            anew = (subspace == k) | (subspace == len(self._augmentations))
+        apart = torch.zeros_like(differs[:, 0])
+        for (name, call), (shared, new), anew in zip(self._calls.items(), seeds, differs.T, strict=True):
             rows = anew.nonzero()[:, 0].to(x.device)
             part = view1[rows]  # a copy, made before the replay may work in place
-            self._try(name, augmentation, view0)
-            view0 = _draw(name, augmentation, view0, shared)
+            self._try(name, call, view0)
+            view0 = _draw(name, call, view0, shared)
             _check_rows(name, view0, len(x))
-            # The replay is for samples that differ already; for the others it would give view0 again.
-            replay = bool((differs & ~anew).any())
-            view1 = _draw(name, augmentation, view1, shared) if replay else view0.clone()
+            # The replay is for samples that are apart already; for the others it would give view0 again.
+            replay = bool((apart & ~anew).any())
+            view1 = _draw(name, call, view1, shared) if replay else view0.clone()
             if len(rows) > 0:
-                part = _draw(name, augmentation, part, new)
+                part = _draw(name, call, part, new)
                 _check_rows(name, part, len(rows), like=view0)
                 view1[rows] = part
-            differs |= anew
+            apart |= anew
         return view0, view1
 
-    def _views_of_item(self, x: Any, subspace: int, seeds: list[list[int]]) -> tuple[Any, Any]:
-        composed = subspace == len(self._augmentations)
-        first = 0 if composed else subspace  # before it the views are alike, and drawn once for both
-        view0 = view1 = _copied(x)
-        for k, (name, augmentation) in enumerate(self._augmentations.items()):
-            shared, new = seeds[k]
-            if k == first:
+    def _views_of_item(self, x: Any, differs: Tensor, seeds: list[list[int]]) -> tuple[Any, Any]:
+        """`differs`: (K,)."""
+        view0, view1 = _copied(x), None  # before they differ the views are alike, and drawn once for both
+        for (name, call), (shared, new), anew in zip(self._calls.items(), seeds, differs.tolist(), strict=True):
+            if anew and view1 is None:
                 view1 = _copied(view0)
-            self._try(name, augmentation, view0)
-            view0 = _draw(name, augmentation, view0, shared)
-            if k >= first:
-                view1 = _draw(name, augmentation, view1, new if composed or k == subspace else shared)
+            self._try(name, call, view0)
+            view0 = _draw(name, call, view0, shared)
+            _check_item(name, view0)
+            if view1 is not None:
+                view1 = _draw(name, call, view1, new if anew else shared)
         return view0, view1
-
-    def _balanced(self, num_samples: int, generator: torch.Generator | None) -> Tensor:
-        """The subspaces of a batch, on the CPU: choosing by them then never waits for a device."""
-        num_augmentations = len(self._augmentations)
-        num_composed = int(num_samples * self._composed + torch.rand((), generator=generator).item())
-        turns = torch.arange(num_samples - num_composed) % num_augmentations
-        first_has_the_remainder = torch.randperm(num_augmentations, generator=generator)
-        composed = torch.full((num_composed,), num_augmentations)
-        subspace = torch.cat((first_has_the_remainder[turns], composed))
-        return subspace[torch.randperm(num_samples, generator=generator)]
 
     def _dealt(self, generator: torch.Generator | None) -> int:
-        if self._composed > 0 and torch.rand((), generator=generator).item() < self._composed:
-            return len(self._augmentations)
         if not self._deck:
-            self._deck = torch.randperm(len(self._augmentations), generator=generator).tolist()
+            self._deck = _proportioned(self.weights, len(self.weights), generator).tolist()
         return self._deck.pop()
 
     def _generator_of_this_process(self) -> torch.Generator | None:
@@ -216,18 +233,112 @@ class FactorizedViews:
         return self._generator
 
     def _try(self, name: str, call: Augmentation, x: Any) -> None:
-        """At a callable's first use: one result for one seed, and from finalize one for any seed."""
-        if name in self._tried:
+        """At a callable's first use: one result for one seed; several for several, and from finalize one."""
+        uses_left = self._uses_on_trial[name]
+        if uses_left == 0:
             return
-        apart, wanted = 0, "got two different results under one seed, wanted draws from torch's, Python's or "
-        wanted += "numpy's global generator, or a method set_random_seed(seed) for a generator of its own"
+        image = x[:1].repeat(min(len(x), _TRIAL_ROWS), 1, 1, 1) if self._batched else x
+        seeds = range(uses_left * _TRIALS, (uses_left + 1) * _TRIALS)  # others in each use
         if name == "finalize":
-            apart, wanted = 1, "got two different results for one image, wanted a deterministic callable"
-        x = x[:_TRIAL_ROWS] if self._batched else x
-        for seed in range(_TRIALS):
-            if not _same(_draw(name, call, _copied(x), seed), _draw(name, call, _copied(x), seed + apart)):
-                raise ValueError(f"{name}: {wanted}")
-        self._tried.add(name)
+            _check_deterministic(name, call, image, seeds)
+        else:
+            results, drew = _trial(name, call, image, seeds)
+            if all(_same(result, results[0]) for result in results):
+                if not drew and uses_left > 1:
+                    self._uses_on_trial[name] -= 1
+                    return
+                if not drew:
+                    _refuse_deterministic(name, call)
+            elif self._batched and len(image) > 1 and all(_same(y, y[:1].expand_as(y)) for y in results):
+                _warn(
+                    f"{name}: got one draw for all samples of a batch, wanted one for each, as kornia's augmentations "
+                    "make them; or batched=False, with which each image is augmented alone"
+                )
+        self._uses_on_trial[name] = 0
+
+
+def _uses_on_trial(call: Augmentation, batched: bool) -> int:
+    """A batch settles it, as its images are of one size; but unseen draws need many seeds to be told from none."""
+    return 1 if batched and not hasattr(call, "set_random_seed") else _TRIAL_ITEMS
+
+
+def _trial(name: str, call: Augmentation, image: Any, seeds: Sequence[int]) -> tuple[list[Any], bool]:
+    """A result for each seed, and whether any global generator was drawn from; refuses what does not replay."""
+    results, drew = [], False
+    for seed in seeds:
+        _seed(seed, image)
+        fresh = _states(image)
+        results.append(_draw(name, call, _copied(image), seed))
+        drew = drew or _states(image) != fresh
+        if not _same(results[-1], _draw(name, call, _copied(image), seed)):
+            raise ValueError(
+                f"{name}: got two different results under one seed, wanted draws from torch's, Python's or "
+                "numpy's global generator, or a method set_random_seed(seed) for a generator of its own"
+            )
+    return results, drew
+
+
+def _check_deterministic(name: str, call: Augmentation, image: Any, seeds: Sequence[int]) -> None:
+    for seed in seeds:
+        if not _same(_draw(name, call, _copied(image), seed), _draw(name, call, _copied(image), seed + 1)):
+            raise ValueError(f"{name}: got two different results for one image, wanted a deterministic callable")
+
+
+def _refuse_deterministic(name: str, call: Augmentation) -> None:
+    got = f"{name}: got one result under all seeds, wanted random draws: a pair that differs in it would be two equal "
+    got += "views; what is deterministic (to tensor, normalise) goes to finalize="
+    if not hasattr(call, "set_random_seed"):
+        raise ValueError(got)
+    _warn(got)
+
+
+def _warn(message: str) -> None:
+    depth = 1
+    while sys._getframe(depth).f_globals is globals():
+        depth += 1  # up to the line that asks for views
+    warnings.warn(message, UserWarning, stacklevel=depth + 1)
+
+
+def _shares(weights: Any, num_kinds: int) -> Tensor:
+    wanted = f"{num_kinds} finite numbers >= 0, one for each kind of pair, not all of them 0"
+    try:
+        given = torch.as_tensor(weights, dtype=torch.float64, device="cpu").detach()
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"weights: got {weights!r}, wanted {wanted}") from None
+    if tuple(given.shape) != (num_kinds,):
+        raise ValueError(f"weights: got shape {tuple(given.shape)}, wanted {wanted}")
+    if not (given.isfinite().all() and (given >= 0).all() and (given > 0).any()):
+        raise ValueError(f"weights: got {given.tolist()}, wanted {wanted}")
+    shares = given / given.max()  # before the sum, which may be infinite
+    return shares / shares.sum()
+
+
+def _proportioned(weights: Tensor, num_pairs: int, generator: torch.Generator | None) -> Tensor:
+    """Kinds of so many pairs, int64, in random order: systematic sampling (Madow 1949).
+
+    The kinds lie end to end on a line of length num_pairs, each as long as its expected count, and a kind's count is
+    how many points of a grid of step 1, put down at random, fall on it. So of neighbours in the table, too, there
+    are as many as expected or one off.
+    """
+    ends = num_pairs * weights.cumsum(0)
+    # Half of the offset's step from any whole number: an end that is whole but for rounding counts as whole.
+    offset = (torch.randint(2**32, (), generator=generator).double() + 0.5) / 2**32
+    counts = (ends + offset).long().diff(prepend=torch.zeros(1, dtype=torch.int64))
+    kind = torch.repeat_interleave(torch.arange(len(weights)), counts)
+    return kind[torch.randperm(num_pairs, generator=generator)]
+
+
+_lock = threading.RLock()  # one for all objects: the random states are the process's
+
+
+def _renew_lock() -> None:
+    """For a forked child: the thread that held the parent's lock does not live on in it."""
+    global _lock
+    _lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_lock)
 
 
 def _draw(name: str, call: Augmentation, x: Any, seed: int) -> Any:
@@ -244,24 +355,42 @@ def _draw(name: str, call: Augmentation, x: Any, seed: int) -> Any:
 
 def _seed(seed: int, x: Any) -> None:
     torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed every device, not only x's
-    if isinstance(x, Tensor) and x.is_cuda:
-        torch.cuda.default_generators[x.device.index].manual_seed(seed)
+    for device in _devices(x):
+        module = torch.get_device_module(device)
+        one = module.default_generators[device.index] if hasattr(module, "default_generators") else module
+        one.manual_seed(seed)
     random.seed(seed)
     if numpy := sys.modules.get("numpy"):
         numpy.random.seed([seed, seed])  # for seed alone it would give the very bits that torch gives
+
+
+def _states(x: Any) -> list[Any]:
+    """All that _seed seeds, as values that == compares."""
+    tensors = [torch.get_rng_state(), *(torch.get_device_module(d).get_rng_state(d) for d in _devices(x))]
+    states: list[Any] = [random.getstate(), *(state.tolist() for state in tensors)]
+    if numpy := sys.modules.get("numpy"):
+        _, words, *rest = numpy.random.get_state()
+        states += [words.tolist(), rest]
+    return states
 
 
 @contextmanager
 def _outer_states_kept(x: Any) -> Iterator[None]:
     numpy = sys.modules.get("numpy")
     python_state, numpy_state = random.getstate(), numpy.random.get_state() if numpy else None
+    devices = _devices(x)
     try:
-        with torch.random.fork_rng([x.device] if isinstance(x, Tensor) and x.is_cuda else []):
+        with torch.random.fork_rng(devices, device_type=devices[0].type if devices else None):
             yield
     finally:
         random.setstate(python_state)
         if numpy:
             numpy.random.set_state(numpy_state)
+
+
+def _devices(x: Any) -> list[torch.device]:
+    """That of x, if it has a generator beside the CPU's."""
+    return [x.device] if isinstance(x, Tensor) and x.device.type != "cpu" else []
 
 
 def _copied(x: Any) -> Any:
@@ -287,6 +416,10 @@ def _check_input(x: Any, batched: bool) -> None:
     shape = tuple(getattr(x, "shape", x.size))
     if (len(shape) != 4 if batched else len(shape) > 3) or 0 in shape:
         raise ValueError(f"x: got shape {shape}, wanted {wanted}")
+    for device in _devices(x):
+        module = getattr(torch, device.type, None)
+        if not all(hasattr(module, call) for call in ("manual_seed", "get_rng_state", "set_rng_state")):
+            raise ValueError(f"x: got a tensor on {device}, wanted one on a device whose generator can be seeded")
 
 
 def _check_rows(name: str, y: object, num_rows: int, like: Tensor | None = None) -> None:
@@ -298,3 +431,12 @@ def _check_rows(name: str, y: object, num_rows: int, like: Tensor | None = None)
     if like is not None and (y.shape[1:] != like.shape[1:] or y.dtype != like.dtype):
         got = " and ".join(f"{tuple(z.shape[1:])} {z.dtype}" for z in (like, y))
         raise ValueError(f"{name}: got samples of {got} under two seeds, wanted one shape and dtype")
+
+
+def _check_item(name: str, y: Any) -> None:
+    shape = tuple(getattr(y, "shape", ()))
+    if len(shape) > 3:
+        raise ValueError(
+            f"{name}: got one image and gave shape {shape}, wanted one image of up to three axes (kornia: keepdim=True),"
+            " or batched=True for augmentations of a batch"
+        )
