@@ -30,8 +30,8 @@ class MaskedSubspaceHead(nn.Module):
         projector: Maps backbone features to an (N, D) embedding.
         subspaces: The names of the subspaces in the order of their indices ("crop", "color", ...), or their
             number K, for the names "0", "1", ...
-        kinds: (S, K) bool, which augmentations differ in pairs of each kind: ``FactorizedViews(...).kinds``. Default: one
-            at a time, ``eye(K)``. A loss reads it in the output; no weight depends on it, so that a checkpoint goes on
+        kinds: (S, K) bool, which augmentations differ in pairs of each kind: ``FactorizedViews(...).kinds``. Default:
+            one at a time, ``eye(K)``. A loss reads it in the output; no weight depends on it, so that a checkpoint goes on
             with other pairs.
         masks: How masks are parameterised: ``"binary"`` (default: exact zeros and ones of fixed coverage, so that it
             cannot collapse and needs no regularizer), ``"normalized"`` (the same, soft), ``"sigmoid"``, ``"relu"``,
@@ -284,6 +284,6 @@ def _refuse_another_head(head: nn.Module, state_dict: dict[str, Any], prefix: st
         raise ValueError(f"state_dict: got masks of {masks}, wanted {own}, those of this head; nothing was loaded")
     if None not in (state["uncertainty"], head.granularity) and state["uncertainty"] != head.granularity:
         raise ValueError(
-            f"state_dict: got uncertainty per {state['uncertainty']}, wanted it per {head.granularity}, that of this head; "
-            "nothing was loaded"
+            f"state_dict: got uncertainty per {state['uncertainty']}, wanted it per {head.granularity}, "
+            "that of this head; nothing was loaded"
         )

@@ -33,7 +33,7 @@ class Uncertainty(NamedTuple):
 
 
 class Pairs(NamedTuple):
-    """N pairs of views, checked: a pair that differs in a set of augmentations must agree where all their masks are open.
+    """N checked pairs: one that differs in a set of augmentations must agree where all their masks are open.
 
     K masks, one an augmentation, stand for S kinds of pairs: the mask of a kind is the product of the masks of what
     differs in it. Without ``kind`` every pair counts in every mask alone.

@@ -437,6 +437,6 @@ def _check_item(name: str, y: Any) -> None:
     shape = tuple(getattr(y, "shape", ()))
     if len(shape) > 3:
         raise ValueError(
-            f"{name}: got one image and gave shape {shape}, wanted one image of up to three axes (kornia: keepdim=True),"
+            f"{name}: got one image and gave shape {shape}, wanted one of up to three axes (kornia: keepdim=True),"
             " or batched=True for augmentations of a batch"
         )

@@ -112,7 +112,7 @@ def subspace_nt_xent(
         masks: One mask per subspace, (K, D). Columns where a mask is zero are skipped.
         temperature: Divides the cosines; > 0. A float, or a tensor of one element to learn it.
         kinds: Of :func:`mast_ops.functional.masked_distance`.
-        kind: Likewise. With it, both views of sample i contrast where the masks of all that differs in the pair are open.
+        kind: Likewise. With it, both views of sample i contrast where the masks of all that differs in them are open.
         reduction: ``"mean"`` over the 2N anchors and subspaces, or ``"none"``: the mean of a sample's two anchors.
             The mean is faster: its gradients are made in the forward pass.
         gather_distributed: Whether the negatives are those of all ranks, as in :func:`subspace_info_nce`.

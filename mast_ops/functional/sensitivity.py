@@ -28,9 +28,9 @@ def subspace_sensitivity(
     """How far the dimensions outside each mask are from changing with that mask's augmentation.
 
     ``mean_d relu(1 - |m_kd|) relu(1 - sqrt(r_kd + eps))``, where ``r_kd = mean_i (z0_id - z1_id)^2 / (2 var(z_d))``
-    over the pairs in which augmentation k alone differs, and ``var``, a constant, is the mean of the two views' variances
-    over the whole batch, at least ``eps``. ``r`` is 0 for a dimension that is invariant to augmentation k, and 1 for one
-    whose variance is all its doing. It is VICReg's variance hinge, on differences of pairs and outside of the masks:
+    over the pairs in which augmentation k alone differs, and ``var``, a constant, is the mean of the two views'
+    variances over the whole batch, at least ``eps``. ``r`` is 0 for a dimension that is invariant to augmentation k,
+    and 1 for one whose variance is all its doing. It is VICReg's variance hinge, on differences of pairs and outside of the masks:
     without it nothing asks a free dimension to hold what the others give up. A mask of ones has no outside, and costs
     nothing. A pair in which several augmentations differ does not say which of them changed a dimension: it counts
     nothing here.
@@ -56,8 +56,8 @@ def subspace_sensitivity(
 
     Raises:
         ValueError, TypeError: The arguments disagree in shape, dtype or device, are empty or integer, fewer than two
-            samples, ``kind`` is out of range, an augmentation differs in no kind of pair, ``weight`` has a negative entry, ``eps`` <= 0, or the asked backend
-            cannot run.
+            samples, ``kind`` is out of range, an augmentation differs in no kind of pair, ``weight`` has a negative
+            entry, ``eps`` <= 0, or the asked backend cannot run.
 
     Source: ours; the hinge is VICReg's (arXiv 2105.04906), equation 1.
 

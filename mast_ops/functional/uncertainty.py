@@ -108,8 +108,8 @@ def uncertainty_invariance(
 
     Raises:
         ValueError, TypeError: The arguments disagree in shape, dtype or device, are empty or integer,
-            ``kind`` is out of range, one of ``log_variance`` and ``granularity`` is missing, a variance per dimension is
-            asked of the cosine, or the asked backend cannot run.
+            ``kind`` is out of range, one of ``log_variance`` and ``granularity`` is missing, a variance per dimension
+            is asked of the cosine, or the asked backend cannot run.
 
     Source: the paper's abstract (arXiv 2303.03679) states that uncertainty reweights ambiguous samples; the
     likelihood is that of Kendall and Gal 2017 (arXiv 1703.04977), and its masked form is ours.

@@ -34,13 +34,13 @@ class SubspaceLoss(nn.Module, ABC):
       count.
     - kinds: (S, K) bool, which augmentations differ in pairs of each kind. Default: what the head knows, or one at a
       time, ``eye(K)``.
-    - kind: (N,) int64, a row of ``kinds``: the pair must agree where the masks of all that differs in it are open. None:
-      every pair counts in each of the K masks alone.
+    - kind: (N,) int64, a row of ``kinds``: the pair must agree where the masks of all that differs in it are open.
+      None: every pair counts in each of the K masks alone.
     - Returns a scalar, float32 for half-precision input; with ``return_components`` also a dictionary of
       the terms, unweighted and detached, for logging.
 
-    With ``sensitivity_param`` > 0 and ``kind`` one more term asks what lies outside each mask to change with that mask's
-    augmentation, so that the features hold what it does: the sum over subspaces of
+    With ``sensitivity_param`` > 0 and ``kind`` one more term asks what lies outside each mask to change with that
+    mask's augmentation, so that the features hold what it does: the sum over subspaces of
     :func:`mast_ops.functional.subspace_sensitivity`, which takes at least two samples, and an augmentation that never
     differs is refused. With masks of ones it is 0; without ``kind`` it is not there.
 
