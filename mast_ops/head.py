@@ -31,8 +31,8 @@ class MaskedSubspaceHead(nn.Module):
         subspaces: The names of the subspaces in the order of their indices ("crop", "color", ...), or their
             number K, for the names "0", "1", ...
         kinds: (S, K) bool, which augmentations differ in pairs of each kind: ``FactorizedViews(...).kinds``. Default:
-            one at a time, ``eye(K)``. A loss reads it in the output; no weight depends on it, so that a checkpoint goes on
-            with other pairs.
+            one at a time, ``eye(K)``. A loss reads it in the output. No weight depends on it: a checkpoint goes on with
+            other pairs.
         masks: How masks are parameterised: ``"binary"`` (default: exact zeros and ones of fixed coverage, so that it
             cannot collapse and needs no regularizer), ``"normalized"`` (the same, soft), ``"sigmoid"``, ``"relu"``,
             ``"softplus"``, ``"hard_concrete"``, or a :class:`mast_ops.masks.MaskParameterization` of your own.

@@ -30,10 +30,10 @@ def subspace_sensitivity(
     ``mean_d relu(1 - |m_kd|) relu(1 - sqrt(r_kd + eps))``, where ``r_kd = mean_i (z0_id - z1_id)^2 / (2 var(z_d))``
     over the pairs in which augmentation k alone differs, and ``var``, a constant, is the mean of the two views'
     variances over the whole batch, at least ``eps``. ``r`` is 0 for a dimension that is invariant to augmentation k,
-    and 1 for one whose variance is all its doing. It is VICReg's variance hinge, on differences of pairs and outside of the masks:
-    without it nothing asks a free dimension to hold what the others give up. A mask of ones has no outside, and costs
-    nothing. A pair in which several augmentations differ does not say which of them changed a dimension: it counts
-    nothing here.
+    and 1 for one whose variance is all its doing. It is VICReg's variance hinge, on differences of pairs and outside of
+    the masks: without it nothing asks a free dimension to hold what the others give up. A mask of ones has no outside,
+    and costs nothing. A pair in which several augmentations differ does not say which of them changed a dimension: it
+    counts nothing here.
 
     Samples are summed before masks act, so that all K cost about as much as one, and nothing of size N x K x D exists.
 
