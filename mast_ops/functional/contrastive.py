@@ -85,7 +85,9 @@ def subspace_info_nce(
         raise ValueError(
             f"reduction: got 'none' for {len(z0)} anchors and {len(z1)} candidates in both directions, wanted 'mean'"
         )
-    problem = problem_of(pairs, temperature, sample0)._replace(z1=z1, sample1=sample1, both_ways=symmetric)
+    problem = problem_of(pairs, _inverse(temperature, z0), sample0)._replace(
+        z1=z1, sample1=sample1, both_ways=symmetric
+    )
     return _contrast(problem, Run(backend, gather_distributed), reduction)
 
 
@@ -147,7 +149,8 @@ def nt_xent(pairs: Pairs, run: Run, *, temperature: float | Tensor, reduction: R
     sample = torch.arange(len(pairs.z0), device=pairs.z0.device)
     views = torch.cat([pairs.z0, pairs.z1])
     row = None if pairs.kind is None else repeat(pairs.kind, "n -> (view n)", view=2)
-    problem = problem_of(pairs, temperature, repeat(sample, "n -> (view n)", view=2))._replace(z0=views, row=row)
+    problem = problem_of(pairs, _inverse(temperature, views), repeat(sample, "n -> (view n)", view=2))
+    problem = problem._replace(z0=views, row=row)
     losses = _contrast(problem, run, reduction)
     return losses if reduction == "mean" else rearrange(losses, "(view n) ... -> view n ...", view=2).mean(0)
 
@@ -201,20 +204,25 @@ def subspace_sup_con(
     check_embedding("z", z)
     check_index("sample", sample, len(z), z.device)
     pairs = Pairs.of(z, z, masks, kinds=kinds, kind=kind)
-    return _contrast(problem_of(pairs, temperature, sample), Run(backend), reduction)
+    return _contrast(problem_of(pairs, _inverse(temperature, z), sample), Run(backend), reduction)
 
 
 def check_temperature(temperature: float | Tensor) -> None:
     """A positive number, or a tensor of one element; its value is looked at only where that is free."""
+    check_scalar("temperature", temperature)
     if not isinstance(temperature, Tensor):
         check_positive("temperature", temperature)
-    elif temperature.numel() != 1 or not temperature.is_floating_point():
-        raise ValueError(
-            f"temperature: got a {temperature.dtype} tensor of shape {tuple(temperature.shape)}, "
-            "wanted a float or a floating-point tensor of one element"
-        )
     elif values_are_free(temperature):
         check_positive("temperature", float(temperature.detach()))
+
+
+def check_scalar(name: str, x: float | Tensor) -> None:
+    """A number, or a floating-point tensor of one element."""
+    if isinstance(x, Tensor) and (x.numel() != 1 or not x.is_floating_point()):
+        raise ValueError(
+            f"{name}: got a {x.dtype} tensor of shape {tuple(x.shape)}, "
+            "wanted a float or a floating-point tensor of one element"
+        )
 
 
 def check_samples(
@@ -247,14 +255,16 @@ def check_samples(
     return Pairs.of(z0, z0, masks, kinds=kinds, kind=kind), sample0, sample1
 
 
-def problem_of(pairs: Pairs, temperature: float | Tensor, sample: Tensor) -> Contrast:
+def problem_of(pairs: Pairs, inverse_temperature: Tensor, sample: Tensor) -> Contrast:
     """The first views against one another: the caller puts other candidates in."""
-    dtype, device = wide(pairs.z0.dtype), pairs.z0.device
-    if isinstance(temperature, Tensor):
-        inverse = temperature.reshape(()).to(device, dtype).reciprocal()
-    else:
-        inverse = torch.full((), 1 / temperature, dtype=dtype, device=device)
-    return Contrast(pairs.z0, None, pairs.rows(), inverse, sample, None, pairs.kind)
+    return Contrast(pairs.z0, None, pairs.rows(), inverse_temperature, sample, None, pairs.kind)
+
+
+def as_scalar(x: float | Tensor, z: Tensor) -> Tensor:
+    """Of no axes, in the dtype that sums over ``z`` run in, on its device."""
+    if isinstance(x, Tensor):
+        return x.reshape(()).to(z.device, wide(z.dtype))
+    return torch.full((), x, dtype=wide(z.dtype), device=z.device)
 
 
 def _contrast(problem: Contrast, run: Run, reduction: Reduction) -> Tensor:
@@ -266,6 +276,12 @@ def _contrast(problem: Contrast, run: Run, reduction: Reduction) -> Tensor:
         losses = (rows + other) / 2 if problem.both_ways else rows
         run.told(losses)
         return losses if reduction == "none" else run.mean(losses.mean(), len(problem.z0))
+
+
+def _inverse(temperature: float | Tensor, z: Tensor) -> Tensor:
+    if isinstance(temperature, Tensor):
+        return as_scalar(temperature, z).reciprocal()
+    return as_scalar(1 / temperature, z)
 
 
 def _check_candidates(z0: Tensor, z1: Tensor) -> None:
