@@ -5,12 +5,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from mast_ops import ops
 from mast_ops._precision import wide
 from mast_ops.kernels.eager import contrast as eager_contrast
 from mast_ops.kernels.eager import moments as eager_moments
 from mast_ops.kernels.eager import pairs as eager_pairs
+from mast_ops.ops import Contrast, Gap, Table
 
 
 @dataclass
@@ -32,23 +34,34 @@ class Case:
         """The arguments anew, those that are learned asking for a gradient; in float64, or each in its own dtype."""
 
         def fresh(x: Any) -> Any:
-            if not isinstance(x, Tensor):
-                return x
-            if not x.is_floating_point():
+            if not isinstance(x, Tensor) or not x.is_floating_point():
                 return x
             x = x.detach().clone() if dtype is None else x.detach().to(dtype)
             return x.requires_grad_()
 
-        return tuple(fresh(x) for x in self.arguments)
+        return pytree.tree_map(fresh, self.arguments)
+
+
+def tensors(arguments: Any) -> list[Tensor]:
+    """Those inside Gap, Table and Contrast too."""
+    return [x for x in pytree.tree_leaves(arguments) if isinstance(x, Tensor)]
+
+
+def learned(arguments: Any) -> list[Tensor]:
+    return [x for x in tensors(arguments) if x.requires_grad]
 
 
 def as_tuple(out: Any) -> tuple[Tensor, ...]:
     return tuple(out) if isinstance(out, tuple) else (out,)
 
 
-def mean_of_contrast(*arguments: Any) -> Tensor:
-    rows, columns = eager_contrast.contrast(*arguments)
-    return (rows.mean() + columns.mean()) / 2 if arguments[-1] else rows.mean()
+def mean_of_contrast(problem: Contrast) -> Tensor:
+    rows, other = eager_contrast.losses(problem)
+    return (rows.mean() + other.mean()) / 2 if problem.both_ways else rows.mean()
+
+
+def energy(x: Tensor, y: Tensor | None, squared: Tensor) -> Tensor:
+    return eager_moments.off_diagonal(x, y, squared, None)
 
 
 def scalar_weighted(outputs: tuple[Tensor, ...], seed: int = 7) -> Tensor:
@@ -62,7 +75,7 @@ def scalar_weighted(outputs: tuple[Tensor, ...], seed: int = 7) -> Tensor:
 
 
 def make_cases(
-    n: int, d: int, k: int, dtype: torch.dtype = torch.float64, seed: int = 0, device: str = "cpu", density: float = 1.0
+    n: int, d: int, r: int, dtype: torch.dtype = torch.float64, seed: int = 0, device: str = "cpu", density: float = 1.0
 ) -> list[Case]:
     """Every operator in every form, on random inputs. ``density``: the share of the masks that is not zero."""
     g = torch.Generator().manual_seed(seed)
@@ -71,9 +84,9 @@ def make_cases(
         return torch.randn(shape, generator=g, dtype=torch.float64).to(device, dtype)
 
     z0, z1, more = normal(n, d), normal(n, d), normal(n + 3, d)
-    masks = torch.rand(k, d, generator=g, dtype=torch.float64) + 0.05
-    masks = (masks * (torch.rand(k, d, generator=g) < density)).to(device, wide(dtype))
-    subspace = torch.randint(k, (n,), generator=g).to(device)
+    masks = torch.rand(r, d, generator=g, dtype=torch.float64) + 0.05
+    masks = (masks * (torch.rand(r, d, generator=g) < density)).to(device, wide(dtype))
+    row = torch.randint(r, (n,), generator=g).to(device)
     log_variance = normal(n, d)
     scale = torch.rand(1, d, generator=g, dtype=torch.float64).to(device, wide(dtype))
     inverse_temperature = torch.tensor(5.0, device=device, dtype=wide(dtype))
@@ -84,23 +97,24 @@ def make_cases(
     def add(name: str, operator: Any, formula: Any, *arguments: Any) -> None:
         cases.append(Case(name, operator, formula, arguments))
 
-    for own, form in ((None, ""), (subspace, " factorised")):
-        for variance, of in (((None, None), ""), ((log_variance, scale), " with variance")):
-            add(f"distance{form}{of}", ops.distance, eager_pairs.distance, z0, z1, masks, *variance, own)
-            add(f"gap_sums{form}{of}", ops.gap_sums, eager_pairs.gap_sums, z0, z1, k, *variance, own)
-        add(f"products{form}", ops.products, eager_pairs.products, z0, z1, masks, own)
-        for operator, formula in ((ops.contrast, eager_contrast.contrast), (ops.contrast_mean, mean_of_contrast)):
+    for own, form in ((None, ""), (row, " of one row")):
+        for gap, of in ((Gap(z0, z1), ""), (Gap(z0, z1, log_variance, scale), " with variance")):
+            add(f"distance{form}{of}", ops.distance, eager_pairs.distance, gap, Table(masks, own))
+            add(f"gap_sums{form}{of}", ops.gap_sums, eager_pairs.gap_sums, gap, r, own)
+        add(f"products{form}", ops.products, eager_pairs.products, z0, z1, Table(masks, own))
+        for operator, formula in ((ops.contrast, eager_contrast.losses), (ops.contrast_mean, mean_of_contrast)):
             name, rest = f"{operator.__name__}{form}", (masks, inverse_temperature)
-            add(name, operator, formula, z0, z1, *rest, sample, sample, own, False)
-            add(f"{name} many positives", operator, formula, z0, more, *rest, classes, more_classes, own, False)
+            several = Contrast(z0, more, *rest, classes, more_classes, own)
+            add(name, operator, formula, Contrast(z0, z1, *rest, sample, sample, own))
+            add(f"{name} many positives", operator, formula, several)
             if n > 1:  # an anchor alone has no positive among the others
                 two = torch.arange(n, device=device) // 2 % (n // 2)
-                add(f"{name} of itself", operator, formula, z0, None, *rest, two, None, own, False)
+                add(f"{name} of itself", operator, formula, Contrast(z0, None, *rest, two, None, own))
             if own is None:
-                add(f"{name} both ways", operator, formula, z0, more, *rest, classes, more_classes, None, True)
+                add(f"{name} both ways", operator, formula, several._replace(both_ways=True))
     wide0, wide1 = z0.to(wide(dtype)), z1.to(wide(dtype))
-    add("off_diagonal", ops.off_diagonal, eager_moments.off_diagonal, wide0, None, masks)
-    add("off_diagonal crossed", ops.off_diagonal, eager_moments.off_diagonal, wide0, wide1, masks)
+    add("off_diagonal", ops.off_diagonal, energy, wide0, None, masks)
+    add("off_diagonal crossed", ops.off_diagonal, energy, wide0, wide1, masks)
     return cases
 
 

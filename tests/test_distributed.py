@@ -297,16 +297,16 @@ def test_every_rank_may_weigh_its_losses_as_it_likes(group):
     torch.testing.assert_close(torch.cat(grads, 1), z.grad)
 
 
-@pytest.mark.parametrize("mirrored", [False, True])
+@pytest.mark.parametrize("symmetric", [False, True])
 @pytest.mark.parametrize("size", range(1, 12))
-def test_every_pair_of_ranks_meets_once(size, mirrored):
+def test_every_pair_of_ranks_meets_once(size, symmetric):
     ring = object.__new__(_Ring)
-    ring.size = size
+    ring.size, ring.symmetric, ring.both_ways = size, symmetric, False
     met = [(rank, rank) for rank in range(size)]
-    for step in ring._steps(mirrored, columns=False):
+    for step in ring._steps():
         for rank in range(size):
             other = (rank + step.distance) % size
-            met += [(rank, other)] + ([(other, rank)] if step.columns else [])
+            met += [(rank, other)] + ([(other, rank)] if step.both_ways else [])
     assert sorted(met) == [(a, b) for a in range(size) for b in range(size)]
 
 
@@ -400,6 +400,17 @@ def disagree(rank: int):
 def test_ranks_that_disagree_all_say_so(group):
     for rank, error in enumerate(group(2)(disagree)):
         assert f"gather_distributed: got D = {5 + rank} on rank {rank}, wanted {6 - rank}" in str(error)
+
+
+def disagree_in_dtype(rank: int):
+    z = torch.randn(2, 4, 5, dtype=(torch.float16, torch.bfloat16)[rank])
+    return MF.subspace_nt_xent(*z, torch.ones(2, 5), 0.5, gather_distributed=True)
+
+
+def test_ranks_that_disagree_in_dtype_say_so_though_elements_are_as_wide(group):
+    first, second = map(str, group(2)(disagree_in_dtype))
+    assert "gather_distributed: got dtype = torch.float16 on rank 0, wanted torch.bfloat16, that of rank 1" in first
+    assert "gather_distributed: got dtype = torch.bfloat16 on rank 1, wanted torch.float16, that of rank 0" in second
 
 
 def nan_on_one(rank: int, name: str):

@@ -6,14 +6,16 @@ import os
 
 import pytest
 import torch
-from cases import NAMES, Case, make_case, make_cases, scalar_weighted
+from cases import NAMES, Case, learned, make_case, make_cases, scalar_weighted, tensors
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils import _pytree as pytree
 
 from mast_ops import ops
 from mast_ops.kernels.chunked import moments as chunked_moments
 from mast_ops.kernels.chunked import pairs as chunked_pairs
 from mast_ops.kernels.chunked import scores as chunked_scores
+from mast_ops.ops import Contrast, Gap, Table
 
 SHAPES = [(2, 1, 1), (5, 7, 3), (67, 128, 15), (33, 7, 64), (9, 1000, 3), (3, 8192, 2)]
 
@@ -26,10 +28,6 @@ def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(chunked_scores._BLOCK, device, 100)
         monkeypatch.setitem(chunked_moments._BLOCK, device, 1)
     monkeypatch.setattr(chunked_moments, "_WIDEST", 3)
-
-
-def learned(arguments):
-    return [x for x in arguments if isinstance(x, torch.Tensor) and x.requires_grad]
 
 
 def gradients(outputs, arguments):
@@ -67,25 +65,25 @@ def test_in_many_pieces(name, kept, density, device, monkeypatch):
 @pytest.mark.usefixtures("small_pieces")
 def test_any_temperature(name, inverse_temperature):
     case = make_case(name, 23, 5, 3)
-    case.arguments[3].fill_(inverse_temperature)
+    case.arguments[0].inverse_temperature.fill_(inverse_temperature)
     assert_same(case, "chunked", atol=1e-7)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_gradcheck(name):
     case = make_case(name, 4, 3, 2)
-    arguments = case.leaves()
-    places = [i for i, x in enumerate(arguments) if isinstance(x, torch.Tensor) and x.requires_grad]
+    flat, structure = pytree.tree_flatten(case.leaves())
+    places = [i for i, x in enumerate(flat) if isinstance(x, torch.Tensor) and x.requires_grad]
     if "variance" in name:  # its scale is a constant
-        places.remove(next(i for i, x in enumerate(case.arguments) if isinstance(x, torch.Tensor) and x.shape[0] == 1))
+        places.remove(next(i for i in places if flat[i].shape[0] == 1))
 
     def function(*values):
-        full = [x.detach() if isinstance(x, torch.Tensor) else x for x in arguments]
+        full = [x.detach() if isinstance(x, torch.Tensor) else x for x in flat]
         for place, value in zip(places, values, strict=True):
             full[place] = value
-        return tuple(out for out in case.fused(*full) if out.numel())
+        return tuple(out for out in case.fused(*pytree.tree_unflatten(full, structure)) if out.numel())
 
-    assert torch.autograd.gradcheck(function, [arguments[i] for i in places])
+    assert torch.autograd.gradcheck(function, [flat[i] for i in places])
 
 
 @given(
@@ -115,10 +113,9 @@ def test_any_strides(name, form):
             "one value": lambda: x[:1, :1].expand_as(x),
         }[form]()
 
-    case.arguments = tuple(with_strides(x) for x in case.arguments)
-    fused = tuple(
-        x.requires_grad_() if isinstance(x, torch.Tensor) and x.is_floating_point() else x for x in case.arguments
-    )
+    fused = case.arguments = pytree.tree_map(with_strides, case.arguments)
+    for x in tensors(fused):
+        x.requires_grad_(x.is_floating_point())
     got, wanted = case.fused(*fused), case.plain(*case.leaves())
     torch.testing.assert_close(got, wanted, rtol=1e-9, atol=1e-9)
     assert all(grad is None or grad.isfinite().all() for grad in gradients(got, fused))
@@ -165,14 +162,9 @@ def test_the_same_twice(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_what_is_not_finite_shows_even_where_no_mask_looks(name, bad):
     case = make_case(name, 6, 5, 2)
-    masks = (
-        next(x for x in case.arguments if isinstance(x, torch.Tensor) and x.shape == (2, 5))
-        if "gap" not in name
-        else None
-    )
-    if masks is not None:
+    for masks in [x for x in tensors(case.arguments) if x.shape == (2, 5)]:
         masks[:, 3] = 0
-    case.arguments[0][2, 3] = bad
+    tensors(case.arguments)[0][2, 3] = bad
     out = torch.stack([x.sum() for x in case.fused(*case.arguments)]).sum()
     assert not out.isfinite()
 
@@ -229,15 +221,17 @@ def test_compiles_whole(dynamic):
 @pytest.mark.parametrize("name", ["distance", "gap_sums", "products", "contrast both ways", "off_diagonal"])
 def test_exports(name):
     case = make_case(name, 6, 5, 3, dtype=torch.float32)
-    tensors = [x for x in case.arguments if isinstance(x, torch.Tensor)]
+    given = tensors(case.arguments)
 
     class Module(torch.nn.Module):
-        def forward(self, *tensors):
-            left = iter(tensors)
-            return case.fused(*(next(left) if isinstance(x, torch.Tensor) else x for x in case.arguments))
+        def forward(self, *given):
+            left = iter(given)
+            return case.fused(
+                *pytree.tree_map(lambda x: next(left) if isinstance(x, torch.Tensor) else x, case.arguments)
+            )
 
-    program = torch.export.export(Module(), tuple(tensors))
-    torch.testing.assert_close(program.module()(*tensors), case.fused(*case.arguments))
+    program = torch.export.export(Module(), tuple(given))
+    torch.testing.assert_close(program.module()(*given), case.fused(*case.arguments))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -245,26 +239,30 @@ def test_a_second_gradient_is_refused_by_name(name):
     case = make_case(name, 4, 3, 2)
     arguments = case.leaves()
     total = sum((out * out).sum() for out in case.fused(*arguments))
-    (first,) = torch.autograd.grad(total, arguments[:1], create_graph=True)
+    (first,) = torch.autograd.grad(total, learned(arguments)[:1], create_graph=True)
     with pytest.raises(RuntimeError, match="backend='eager'"):
         first.square().sum().backward()
     arguments = case.leaves()
     total = sum((out * out).sum() for out in case.fused(*arguments, backend="eager"))
-    (first,) = torch.autograd.grad(total, arguments[:1], create_graph=True)
+    (first,) = torch.autograd.grad(total, learned(arguments)[:1], create_graph=True)
     first.square().sum().backward()
-    assert arguments[0].grad.isfinite().all()
+    assert learned(arguments)[0].grad.isfinite().all()
 
 
 def test_scaled_loss_in_half_precision_does_not_vanish():
     """As under GradScaler: gradients made in the forward pass, before the scale is known, must not underflow."""
     z = (torch.randn(64, 32) * 100).half()
-    arguments = [z.clone().requires_grad_(), z.flip(0).clone().requires_grad_(), torch.ones(2, 32)]
     ids = torch.arange(64)
-    loss = ops.contrast_mean(*arguments, torch.tensor(2.0), ids, ids)
-    (loss * 65536).backward()
-    exact = [x.detach().double().requires_grad_() for x in arguments[:2]]
-    (ops.contrast_mean(*exact, torch.ones(2, 32).double(), torch.tensor(2.0).double(), ids, ids) * 65536).backward()
-    for got, wanted in zip(arguments, exact, strict=False):
+
+    def scaled_loss(z0, z1, dtype):
+        masks, inverse_temperature = torch.ones(2, 32, dtype=dtype), torch.tensor(2.0, dtype=dtype)
+        return ops.contrast_mean(Contrast(z0, z1, masks, inverse_temperature, ids, ids)) * 65536
+
+    half = [z.clone().requires_grad_(), z.flip(0).clone().requires_grad_()]
+    exact = [x.detach().double().requires_grad_() for x in half]
+    scaled_loss(*half, torch.float32).backward()
+    scaled_loss(*exact, torch.float64).backward()
+    for got, wanted in zip(half, exact, strict=True):
         torch.testing.assert_close(got.grad.double(), wanted.grad, rtol=2e-3, atol=1e-4)
 
 
@@ -276,10 +274,8 @@ def test_under_ddp():
         masks = torch.nn.Parameter(torch.rand(2, 6))
         ids = torch.arange(4)
         z0, z1 = projector(torch.randn(4, 5)), projector(torch.randn(4, 5))
-        loss = (
-            ops.contrast_mean(z0, z1, masks, torch.tensor(2.0), ids, ids) + ops.distance(z0, z1, masks.square()).mean()
-        )
-        loss.backward()
+        contrast = ops.contrast_mean(Contrast(z0, z1, masks, torch.tensor(2.0), ids, ids))
+        (contrast + ops.distance(Gap(z0, z1), Table(masks.square())).mean()).backward()
         assert projector.module.weight.grad.abs().sum() > 0
     finally:
         torch.distributed.destroy_process_group()

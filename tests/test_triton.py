@@ -7,12 +7,14 @@ import os
 
 import pytest
 import torch
-from cases import NAMES, make_case, scalar_weighted
+from cases import NAMES, learned, make_case, scalar_weighted, tensors
 from torch import Tensor
+from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mast_ops.kernels.eager import contrast as eager_contrast
 from mast_ops.kernels.eager import pairs as eager_pairs
+from mast_ops.ops import Contrast, Gap, Table
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy's, of infinities under the interpreter
 
@@ -41,7 +43,7 @@ def random(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.randn(shape).to(DEVICE, dtype)
 
 
-def leaves(arguments: tuple, dtype: torch.dtype | None) -> list:
+def leaves(arguments: tuple, dtype: torch.dtype | None) -> tuple:
     """Copies that ask for gradients, in ``dtype`` or each in its own; all but floating-point tensors as they are."""
 
     def copy(x: object) -> object:
@@ -49,7 +51,7 @@ def leaves(arguments: tuple, dtype: torch.dtype | None) -> list:
             return x
         return x.detach().to(dtype or x.dtype, copy=True).requires_grad_()
 
-    return [copy(x) for x in arguments]
+    return pytree.tree_map(copy, arguments)
 
 
 def plain(formula, arguments: tuple, weights: list[Tensor] | None, dtype: torch.dtype | None):
@@ -58,8 +60,7 @@ def plain(formula, arguments: tuple, weights: list[Tensor] | None, dtype: torch.
     outputs = formula(*inputs)
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
     weights = [torch.randn_like(x) for x in outputs] if weights is None else weights
-    learned = [x for x in inputs if isinstance(x, Tensor) and x.requires_grad]
-    gradients = torch.autograd.grad(outputs, learned, [w.to(x) for w, x in zip(weights, outputs, strict=True)])
+    gradients = torch.autograd.grad(outputs, learned(inputs), [w.to(x) for w, x in zip(weights, outputs, strict=True)])
     return [x.detach() for x in outputs], list(gradients), weights
 
 
@@ -82,36 +83,41 @@ def check_pairs(name: str, arguments: tuple, slack: float) -> None:
     ours = list(ours) if isinstance(ours, tuple) else [ours]
     assert all(x.dtype == torch.float32 for x in ours)
     agree(ours, wide, same, slack)
-    given = arguments if name != "gap_sums" else (*arguments[:2], *arguments[3:])
-    grads = [g for g in getattr(pairs, name + "_backward")(*(w.float() for w in weights), *given) if g is not None]
-    asked = [x for x in arguments if isinstance(x, Tensor) and x.is_floating_point()][: len(grads)]
-    assert [g.dtype for g in grads] == [x.dtype for x in asked]
-    agree(grads, wide_grads[: len(grads)], same_grads[: len(grads)], slack)
+    upstream = tuple(w.float() for w in weights)
+    given = (arguments[0], arguments[2]) if name == "gap_sums" else arguments
+    backward = getattr(pairs, name + "_backward")
+    grads = [g for g in backward(upstream if name == "products" else upstream[0], *given) if g is not None]
+    # In the order of the arguments, but the gradient of a log-variance comes last, and its scale has none.
+    order = list(range(len(grads)))
+    if name != "products" and arguments[0].log_variance is not None:
+        order = [0, 1, 2] if name == "gap_sums" else [0, 1, 4, 2]
+    asked = [x for x in tensors(arguments) if x.is_floating_point()]
+    assert [g.dtype for g in grads] == [asked[i].dtype for i in order]
+    agree(grads, [wide_grads[i] for i in order], [same_grads[i] for i in order], slack)
 
 
 @pytest.mark.parametrize("own", [False, True], ids=["all", "own"])
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("n", "d", "k"), PAIRS)
-def test_pairs(n: int, d: int, k: int, dtype: torch.dtype, own: bool) -> None:
-    z0, z1, squared = random(n, d, dtype=dtype), random(n, d, dtype=dtype), random(k, d).square()
-    subspace = torch.randint(k, (n,)).to(DEVICE) if own else None
-    check_pairs("distance", (z0, z1, squared, None, None, subspace), SLACK_PAIRS[dtype])
-    check_pairs("products", (z0, z1, squared, subspace), SLACK_PAIRS[dtype])
-    check_pairs("gap_sums", (z0, z1, k, None, None, subspace), SLACK_PAIRS[dtype])
-    for kind in {torch.float32, dtype}:
-        log_variance, scale = random(n, d, dtype=kind), random(1, d).abs()
-        check_pairs("gap_sums", (z0, z1, k, log_variance, scale, subspace), SLACK_PAIRS[dtype])
-        check_pairs("distance", (z0, z1, squared, log_variance, scale, subspace), SLACK_PAIRS[dtype])
+@pytest.mark.parametrize(("n", "d", "r"), PAIRS)
+def test_pairs(n: int, d: int, r: int, dtype: torch.dtype, own: bool) -> None:
+    z0, z1, squared = random(n, d, dtype=dtype), random(n, d, dtype=dtype), random(r, d).square()
+    row = torch.randint(r, (n,)).to(DEVICE) if own else None
+    check_pairs("products", (z0, z1, Table(squared, row)), SLACK_PAIRS[dtype])
+    gaps = [Gap(z0, z1)]
+    gaps += [Gap(z0, z1, random(n, d, dtype=kind), random(1, d).abs()) for kind in {torch.float32, dtype}]
+    for gap in gaps:
+        check_pairs("gap_sums", (gap, r, row), SLACK_PAIRS[dtype])
+        check_pairs("distance", (gap, Table(squared, row)), SLACK_PAIRS[dtype])
 
 
 @pytest.mark.parametrize("own", [False, True], ids=["all", "own"])
 def test_pairs_read_any_strides(own: bool) -> None:
     z0, z1, squared = random(20, 33).T, random(1, 20).expand(33, 20), random(3, 20).square()
-    log_variance, scale = random(33, 1).expand(33, 20), random(1, 20).abs()
-    subspace = torch.randint(3, (33,)).to(DEVICE) if own else None
-    check_pairs("distance", (z0, z1, squared, log_variance, scale, subspace), SLACK_PAIRS[torch.float32])
-    check_pairs("products", (z0, z1, squared, subspace), SLACK_PAIRS[torch.float32])
-    check_pairs("gap_sums", (z0, z1, 3, log_variance, scale, subspace), SLACK_PAIRS[torch.float32])
+    gap = Gap(z0, z1, random(33, 1).expand(33, 20), random(1, 20).abs())
+    table = Table(squared, torch.randint(3, (33,)).to(DEVICE) if own else None)
+    check_pairs("distance", (gap, table), SLACK_PAIRS[torch.float32])
+    check_pairs("products", (z0, z1, table), SLACK_PAIRS[torch.float32])
+    check_pairs("gap_sums", (gap, 3, table.row), SLACK_PAIRS[torch.float32])
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -127,8 +133,7 @@ def test_operators_run_them(name: str) -> None:
 
 
 def gradients(outputs: tuple[Tensor, ...], arguments: tuple) -> tuple[Tensor | None, ...]:
-    learned = [x for x in arguments if isinstance(x, Tensor) and x.requires_grad]
-    return torch.autograd.grad(scalar_weighted(outputs), learned, allow_unused=True)
+    return torch.autograd.grad(scalar_weighted(outputs), learned(arguments), allow_unused=True)
 
 
 def test_tf32_leaves_no_bias() -> None:
@@ -138,45 +143,45 @@ def test_tf32_leaves_no_bias() -> None:
         random(64, 400, dtype=torch.float16),
         random(1, 400).square(),
     )
-    exact = eager_pairs.distance(z0.double(), z1.double(), squared.double())
-    assert ((pairs.distance(z0, z1, squared) - exact) / exact).mean().abs() < 3e-5
+    exact = eager_pairs.distance(Gap(z0.double(), z1.double()), Table(squared.double()))
+    assert ((pairs.distance(Gap(z0, z1), Table(squared)) - exact) / exact).mean().abs() < 3e-5
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_pairs_keep_what_is_not_finite(bad: float) -> None:
     z0, z1, squared = random(5, 7), random(5, 7), torch.ones(2, 7, device=DEVICE)
     z0[3, 4], squared[:, 4] = bad, 0
-    finite = pairs.distance(z0, z1, squared).isfinite().all(1).tolist()
+    finite = pairs.distance(Gap(z0, z1), Table(squared)).isfinite().all(1).tolist()
     assert finite == [True, True, True, False, True]
 
 
-def masks_with_zeros(k: int, d: int) -> Tensor:
-    masks = torch.rand(k, d) * (torch.rand(k, d) > 0.4)
-    if k > 1:
+def masks_with_zeros(r: int, d: int) -> Tensor:
+    masks = torch.rand(r, d) * (torch.rand(r, d) > 0.4)
+    if r > 1:
         masks[1] = 0  # drops everything
     return masks.to(DEVICE)
 
 
-def loss(*arguments):
+def loss(problem: Contrast):
     """The plain formula, with an empty output left out."""
-    rows, columns = eager_contrast.contrast(*arguments)
-    return (rows, columns) if columns.numel() else rows
+    rows, other = eager_contrast.losses(problem)
+    return (rows, other) if other.numel() else rows
 
 
-def check_contrast(arguments: tuple, slack: float) -> None:
-    wide, wide_grads, weights = plain(loss, arguments, None, torch.float64)
-    same, same_grads, _ = plain(loss, arguments, weights, None)
-    *losses, row_lse, column_lse = contrast.forward(*arguments)
-    both = eager_contrast.contrast(*arguments)
-    assert [x.shape for x in losses] == [x.shape for x in both] == [row_lse.shape, column_lse.shape]
+def check_contrast(problem: Contrast, slack: float) -> None:
+    wide, wide_grads, weights = plain(loss, (problem,), None, torch.float64)
+    same, same_grads, _ = plain(loss, (problem,), weights, None)
+    losses, lse = contrast.forward(problem)
+    both = eager_contrast.losses(problem)
+    assert [x.shape for x in losses] == [x.shape for x in both] == [x.shape for x in lse]
     agree([x for x in losses if x.numel()], wide, same, slack)
-    g_rows, g_columns = [*(w.float() for w in weights), column_lse][:2]
-    grads = contrast.backward(g_rows, g_columns, row_lse, column_lse, *arguments)
+    g_rows, g_other = [*(w.float() for w in weights), lse[1]][:2]
+    grads = contrast.backward(problem, (g_rows, g_other), lse)
     assert all(g is None or g.dtype == torch.float32 for g in grads)
     agree([g for g in grads if g is not None], wide_grads, same_grads, slack)
 
 
-def contrast_case(n: int, c: int, d: int, k: int, dtype: torch.dtype, form: str, temperature: float) -> tuple:
+def contrast_case(n: int, c: int, d: int, r: int, dtype: torch.dtype, form: str, temperature: float) -> Contrast:
     z0 = random(n, d, dtype=dtype)
     alone = form.startswith("self")
     z1 = None if alone else random(c, d, dtype=dtype)
@@ -187,20 +192,20 @@ def contrast_case(n: int, c: int, d: int, k: int, dtype: torch.dtype, form: str,
         sample0 = sample0 % c
     if alone and n > 1:
         sample0[sample0 == n // 2] = 0
-    subspace = torch.randint(max(1, k - 1), (n,)).to(DEVICE) if "own" in form else None  # the last has no sample
+    row = torch.randint(max(1, r - 1), (n,)).to(DEVICE) if "own" in form else None  # the last has no sample
     ids = [None if x is None else x.to(DEVICE) for x in (sample0, sample1)]
     scale = torch.tensor(1 / temperature, device=DEVICE)
-    return z0, z1, masks_with_zeros(k, d), scale, *ids, subspace, "columns" in form
+    return Contrast(z0, z1, masks_with_zeros(r, d), scale, *ids, row, "both ways" in form)
 
 
-FORMS = ["cross", "cross columns", "cross own", "self", "self own"]
+FORMS = ["cross", "cross both ways", "cross own", "self", "self own"]
 
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("n", "c", "d", "k"), CONTRAST)
-def test_contrast(n: int, c: int, d: int, k: int, dtype: torch.dtype, form: str) -> None:
-    check_contrast(contrast_case(n, c, d, k, dtype, form, 0.1), SLACK_CONTRAST[dtype])
+@pytest.mark.parametrize(("n", "c", "d", "r"), CONTRAST)
+def test_contrast(n: int, c: int, d: int, r: int, dtype: torch.dtype, form: str) -> None:
+    check_contrast(contrast_case(n, c, d, r, dtype, form, 0.1), SLACK_CONTRAST[dtype])
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -210,44 +215,43 @@ def test_contrast_at_low_temperature(dtype: torch.dtype, form: str) -> None:
     check_contrast(contrast_case(20, 20, 12, 2, dtype, form, 0.005), 20 * SLACK_CONTRAST[dtype])
 
 
-@pytest.mark.parametrize("form", ["cross columns", "self own"])
+@pytest.mark.parametrize("form", ["cross both ways", "self own"])
 def test_contrast_reads_any_strides(form: str) -> None:
-    _, z1, *rest = contrast_case(20, 20, 33, 2, torch.float32, form, 0.1)
-    z1 = None if z1 is None else random(1, 33).expand(20, 33)
-    check_contrast((random(33, 20).T, z1, *rest), SLACK_CONTRAST[torch.float32])
+    problem = contrast_case(20, 20, 33, 2, torch.float32, form, 0.1)
+    z1 = None if problem.z1 is None else random(1, 33).expand(20, 33)
+    check_contrast(problem._replace(z0=random(33, 20).T, z1=z1), SLACK_CONTRAST[torch.float32])
 
 
 def test_gradients_of_tiny_losses_survive_half_precision() -> None:
     """The mean over many anchors weighs each so little that float16 would hold no weight of a negative."""
-    case = contrast_case(20, 20, 12, 2, torch.float16, "cross columns", 0.1)
-    *_, row_lse, column_lse = contrast.forward(*case)
-    one, small = torch.ones_like(row_lse), torch.full_like(row_lse, 1e-9)
-    big = contrast.backward(one, one, row_lse, column_lse, *case)
-    tiny = contrast.backward(small, small, row_lse, column_lse, *case)
+    case = contrast_case(20, 20, 12, 2, torch.float16, "cross both ways", 0.1)
+    lse = contrast.forward(case).lse
+    one, small = torch.ones_like(lse[0]), torch.full_like(lse[0], 1e-9)
+    big, tiny = contrast.backward(case, (one, one), lse), contrast.backward(case, (small, small), lse)
     for x, y in zip(big, tiny, strict=True):
         torch.testing.assert_close(x, y * 1e9, rtol=1e-3, atol=1e-3 * float(x.abs().max()))
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-@pytest.mark.parametrize("form", ["cross columns", "self"])
+@pytest.mark.parametrize("form", ["cross both ways", "self"])
 def test_contrast_keeps_what_is_not_finite_in_a_skipped_column(form: str, bad: float) -> None:
-    z0, z1, masks, *rest = contrast_case(20, 18, 7, 2, torch.float32, form, 0.1)
-    z0[3, 4], masks[:, 4] = bad, 0
-    rows, columns, *_ = contrast.forward(z0, z1, masks, *rest)
+    problem = contrast_case(20, 18, 7, 2, torch.float32, form, 0.1)
+    problem.z0[3, 4], problem.masks[:, 4] = bad, 0
+    rows, other = contrast.forward(problem).losses
     assert not rows[3].isfinite().any()
     if form == "self":
         assert not rows.isfinite().any()  # it is a candidate of all others
     else:
         assert rows[[0, 1, 2, 4]].isfinite().all()
-        assert not columns.isfinite().any()
+        assert not other.isfinite().any()
 
 
 def test_zero_rows_and_zero_masks_are_finite() -> None:
-    z0, z1, masks, *rest = contrast_case(20, 20, 7, 2, torch.float32, "cross columns", 0.1)
-    z0[3], z1[5] = 0, 0
-    rows, columns, row_lse, column_lse = contrast.forward(z0, z1, masks, *rest)
-    grads = contrast.backward(rows, columns, row_lse, column_lse, z0, z1, masks, *rest)
-    assert all(x.isfinite().all() for x in (rows, columns, *grads))
+    problem = contrast_case(20, 20, 7, 2, torch.float32, "cross both ways", 0.1)
+    problem.z0[3], problem.z1[5] = 0, 0
+    losses, lse = contrast.forward(problem)
+    grads = contrast.backward(problem, losses, lse)
+    assert all(x.isfinite().all() for x in (*losses, *grads))
     assert not grads[2][1].any()
 
 
@@ -268,17 +272,17 @@ class Largest(TorchDispatchMode):
 
 @pytest.mark.parametrize("own", [False, True], ids=["all", "own"])
 def test_no_large_buffer(own: bool) -> None:
-    n, d, k = 96, 16, 12
-    z0, z1, squared = random(n, d), random(n, d), random(k, d).square()
-    subspace = torch.randint(k, (n,)).to(DEVICE) if own else None
-    shape = (n,) if own else (n, k)
+    n, d, r = 96, 16, 12
+    z0, z1, squared = random(n, d), random(n, d), random(r, d).square()
+    row = torch.randint(r, (n,)).to(DEVICE) if own else None
+    shape = (n,) if own else (n, r)
     with Largest() as pairs_memory:
-        pairs.products(z0, z1, squared, subspace)
-        pairs.distance_backward(random(*shape), z0, z1, squared, None, None, subspace)
-    assert pairs_memory.numel < n * d * k / 3
+        pairs.products(z0, z1, Table(squared, row))
+        pairs.distance_backward(random(*shape), Gap(z0, z1), Table(squared, row))
+    assert pairs_memory.numel < n * d * r / 3
     ids = torch.arange(n, device=DEVICE)
-    case = (z0, z1, squared, torch.tensor(10.0, device=DEVICE), ids, ids, subspace, not own)
+    case = Contrast(z0, z1, squared, torch.tensor(10.0, device=DEVICE), ids, ids, row, not own)
     with Largest() as contrast_memory:
-        rows, columns, *lse = contrast.forward(*case)
-        contrast.backward(rows, columns, *lse, *case)
-    assert contrast_memory.numel < min(n * n, n * d * k) / 1.5
+        losses, lse = contrast.forward(case)
+        contrast.backward(case, losses, lse)
+    assert contrast_memory.numel < min(n * n, n * d * r) / 1.5

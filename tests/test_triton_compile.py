@@ -27,6 +27,7 @@ def measured() -> list[dict]:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
+    from mast_ops.kernels.contract import Contrast, Gap, Table
     from mast_ops.kernels.triton import contrast, pairs
 
     types = {
@@ -90,36 +91,33 @@ def measured() -> list[dict]:
     for dtype in (torch.bfloat16, torch.float16, torch.float32):
         short = str(dtype).removeprefix("torch.")
         n, d = 256, 512
-        for k in (15, 64) if dtype != torch.float16 else (15,):
-            z, squared, v, scale = torch.ones(n, d, dtype=dtype), torch.ones(k, d), torch.ones(n, d), torch.ones(1, d)
+        for r in (15, 64) if dtype != torch.float16 else (15,):
+            z, v, scale = torch.ones(n, d, dtype=dtype), torch.ones(n, d), torch.ones(1, d)
             for own in (None, torch.zeros(n, dtype=torch.long)):
-                g = torch.ones(n, k) if own is None else torch.ones(n)
-                label = f"{short} K={k}{' own' if own is not None else ''}"
-                record(label, pairs.distance, z, z, squared, None, None, own)
-                record(label, pairs.distance_backward, g, z, z, squared, None, None, own)
-                record(label + " log-variance", pairs.distance, z, z, squared, v, scale, own)
-                record(label + " log-variance", pairs.distance_backward, g, z, z, squared, v, scale, own)
-                for variance in ((None, None), (v, scale)):
-                    g_sums = torch.ones(1 if own is None else k, d)
-                    record(label, pairs.gap_sums, z, z, k, *variance, own)
-                    record(label, pairs.gap_sums_backward, g_sums, z, z, *variance, own)
-                record(label, pairs.products, z, z, squared, own)
-                record(label, pairs.products_backward, g, g, g, z, z, squared, own)
+                table, g = Table(torch.ones(r, d), own), torch.ones(n, r) if own is None else torch.ones(n)
+                label = f"{short} R={r}{' own' if own is not None else ''}"
+                for gap, of in ((Gap(z, z), ""), (Gap(z, z, v, scale), " log-variance")):
+                    record(label + of, pairs.distance, gap, table)
+                    record(label + of, pairs.distance_backward, g, gap, table)
+                    record(label + of, pairs.gap_sums, gap, r, own)
+                    record(label + of, pairs.gap_sums_backward, torch.ones(1 if own is None else r, d), gap, own)
+                record(label, pairs.products, z, z, table)
+                record(label, pairs.products_backward, (g, g, g), z, z, table)
         ids, one = torch.arange(n), torch.tensor(1.0)
         for d in {torch.bfloat16: (128, 256, 1024), torch.float16: (256,), torch.float32: (256,)}[dtype]:
             z, masks = torch.ones(n, d, dtype=dtype), torch.ones(1, d)
-            for form, z1, own, columns in (
+            for form, z1, own, both_ways in (
                 ("cross", z, False, False),
-                ("cross columns", z, False, True),
+                ("cross both ways", z, False, True),
                 ("cross own", z, True, False),
                 ("self", None, False, False),
                 ("self own", None, True, False),
             ):
-                tail = (ids, None if z1 is None else ids, ids * 0 if own else None, columns)
-                g = torch.ones(n) if own else torch.ones(n, 1)
+                tail = (ids, None if z1 is None else ids, ids * 0 if own else None, both_ways)
+                problem, g = Contrast(z, z1, masks, one, *tail), torch.ones(n) if own else torch.ones(n, 1)
                 label = f"{short} D={d} {form}"
-                record(label, contrast.forward, z, z1, masks, one, *tail)
-                record(label, contrast.backward, g, g, g, g, z, z1, masks, one, *tail)
+                record(label, contrast.forward, problem)
+                record(label, contrast.backward, problem, (g, g), (g, g))
 
     def row(i: int) -> None:
         label, *what = work[i]

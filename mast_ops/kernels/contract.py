@@ -52,21 +52,33 @@ class Contrast(NamedTuple):
     """(C,) int64."""
     row: Tensor | None = None
     """(N,) int64, the row of ``masks`` that each anchor reads. None: all of them."""
-    columns: bool = False
+    both_ways: bool = False
     """Whether candidates are anchors too, in the other direction; goes with neither ``row`` nor a missing ``z1``."""
+
+    @property
+    def symmetric(self) -> bool:
+        """Whether the scores of i and j are those of j and i."""
+        return self.z1 is None and self.row is None
+
+    @property
+    def num_rows(self) -> int:
+        """How many losses an anchor has."""
+        return len(self.masks) if self.row is None else 1
+
+    @property
+    def candidates(self) -> Tensor:
+        return self.z0 if self.z1 is None else self.z1
+
+
+Both = tuple[Tensor, Tensor]
+"""Of anchors, (N, R), or (N,) with ``row``; of candidates, (C, R) with ``both_ways``, else empty, (0, R) or (0,)."""
 
 
 class Contrasted(NamedTuple):
-    """Losses ``logsumexp_j s_ij - mean_{j positive} s_ij`` and the logsumexps in them.
+    """Losses ``logsumexp_j s_ij - mean_{j positive} s_ij`` and the logsumexps in them."""
 
-    Of anchors, (N, R), or (N,) with ``row``; of candidates, (C, R), or (0, R) unless ``columns`` (then (0,) with
-    ``row``).
-    """
-
-    rows: Tensor
-    columns: Tensor
-    row_lse: Tensor
-    column_lse: Tensor
+    losses: Both
+    lse: Both
 
 
 class ContrastGradients(NamedTuple):
@@ -109,8 +121,8 @@ class PairsKernels(PairsFormulas, Protocol):
 class ContrastFormulas(Protocol):
     """All pairs."""
 
-    def losses(self, problem: Contrast) -> tuple[Tensor, Tensor]:
-        """Of anchors and of candidates."""
+    def losses(self, problem: Contrast) -> Both:
+        """See :class:`Contrasted`."""
 
 
 class ContrastKernels(Protocol):
@@ -119,13 +131,11 @@ class ContrastKernels(Protocol):
     def forward(self, problem: Contrast) -> Contrasted:
         """Losses and logsumexps."""
 
-    def backward(
-        self, problem: Contrast, grads: tuple[Tensor, Tensor], lse: tuple[Tensor, Tensor]
-    ) -> ContrastGradients:
-        """Given the gradients of the losses, of anchors and of candidates, and the logsumexps."""
+    def backward(self, problem: Contrast, grads: Both, lse: Both) -> ContrastGradients:
+        """Given the gradients of the losses, and the logsumexps."""
 
-    def fused(self, problem: Contrast, weights: tuple[float, float]) -> tuple[Tensor, Tensor, ContrastGradients]:
-        """Losses of anchors and of candidates, and the gradients of their weighted sum."""
+    def fused(self, problem: Contrast, weights: tuple[float, float]) -> tuple[Both, ContrastGradients]:
+        """Losses, and the gradients of the sum of those of anchors and of candidates, each with its weight."""
 
 
 Reduce = Callable[[Tensor], Tensor]

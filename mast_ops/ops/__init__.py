@@ -1,9 +1,10 @@
-"""The fused core: each operator for all K subspaces at once, registered with torch.library.
+"""The fused core: each operator for all rows of a table of masks at once, registered with torch.library.
 
 Every function here takes checked tensors and a backend, asks :mod:`mast_ops.ops.backend` what runs it, and calls
 the kernels of that name.
 """
 
+from mast_ops.kernels.contract import Contrast, Gap, Table
 from mast_ops.ops.backend import BACKENDS, Backend, check_backend
 from mast_ops.ops.collectives import after, all_reduce, mean_over_ranks, ranks
 from mast_ops.ops.contrast import contrast, contrast_mean
@@ -13,6 +14,9 @@ from mast_ops.ops.pairs import distance, gap_sums, products
 __all__ = [
     "BACKENDS",
     "Backend",
+    "Contrast",
+    "Gap",
+    "Table",
     "after",
     "all_reduce",
     "check_backend",

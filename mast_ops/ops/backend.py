@@ -1,17 +1,19 @@
 """The one dispatch point: which kernels run an operator."""
 
-import importlib
 import importlib.util
 import os
 from collections.abc import Callable
 from functools import cache
-from types import ModuleType
-from typing import Literal, get_args
+from typing import Literal, ParamSpec, TypeVar, cast, get_args
 
 import torch
 from torch import Tensor
 
 from mast_ops._checks import check_choice
+from mast_ops.kernels.contract import ContrastKernels, MomentsKernels, PairsKernels
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 Backend = Literal["auto", "eager", "compile", "chunked", "triton"]
 """What computes an operator.
@@ -106,14 +108,39 @@ def _with_kernel(operator: str) -> Backend:
     return "chunked" if operator in _PRODUCTS_ONLY else "triton"
 
 
-def kernels(backend: str, operator: str) -> ModuleType:
-    """The module of a backend's kernels; Triton is imported only here, when first needed."""
-    return importlib.import_module(f"mast_ops.kernels.{backend}.{operator}")
+@cache
+def pairs_kernels(backend: Backend) -> PairsKernels:
+    """Triton is imported only here and below, when first needed."""
+    if backend == "triton":
+        from mast_ops.kernels.triton import pairs as triton
+
+        return triton
+    from mast_ops.kernels.chunked import pairs as chunked
+
+    return chunked
 
 
-def plain(backend: Backend, formula: Callable[..., object]) -> Callable[..., object]:
+@cache
+def contrast_kernels(backend: Backend) -> ContrastKernels:
+    if backend == "triton":
+        from mast_ops.kernels.triton import contrast as triton
+
+        return triton
+    from mast_ops.kernels.chunked import contrast as chunked
+
+    return chunked
+
+
+@cache
+def moments_kernels(backend: Backend) -> MomentsKernels:
+    from mast_ops.kernels.chunked import moments
+
+    return moments
+
+
+def plain(backend: Backend, formula: Callable[P, T]) -> Callable[P, T]:
     """The plain formula, compiled if that was asked for."""
-    return _compiled(formula) if backend == "compile" else formula
+    return cast(Callable[P, T], _compiled(formula)) if backend == "compile" else formula
 
 
 @cache

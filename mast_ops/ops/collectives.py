@@ -18,6 +18,9 @@ from torch import Tensor
 from mast_ops.ops._library import differentiate, register
 
 
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
 def ranks(gather_distributed: bool) -> int:
     """How many processes share the batch: 1 unless asked, and where no process group was initialised.
 
@@ -59,14 +62,16 @@ def batch_sizes(z: Tensor, masks: Tensor) -> list[int]:
     Raises:
         ValueError: Ranks disagree in D, K or dtype; every rank says so, and none is left waiting.
     """
-    own = torch.tensor([len(z), z.shape[1], len(masks), z.element_size()], device=z.device)
+    own = torch.tensor([len(z), z.shape[1], len(masks), _DTYPES.index(z.dtype)], device=z.device)
     everyone = own.new_empty(dist.get_world_size(), len(own))
     dist.all_gather(list(everyone.unbind()), own)
     table = everyone.tolist()
     rank = dist.get_rank()
     for other, row in enumerate(table):
-        for what, got, wanted in zip(("D", "K", "bytes an element"), table[rank][1:], row[1:], strict=True):
+        for what, got, wanted in zip(("D", "K", "dtype"), table[rank][1:], row[1:], strict=True):
             if got != wanted:
+                if what == "dtype":
+                    got, wanted = _DTYPES[got], _DTYPES[wanted]
                 raise ValueError(
                     f"gather_distributed: got {what} = {got} on rank {rank}, wanted {wanted}, that of rank {other}"
                 )

@@ -9,13 +9,13 @@ the two, and the other is told; only with an even number of ranks those who sit 
 """
 
 from collections.abc import Iterator
-from types import ModuleType
 from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from mast_ops.kernels.contract import Both, Contrast, Contrasted, ContrastGradients, ContrastKernels
 from mast_ops.ops.collectives import batch_sizes
 
 _STRANGER = -1  # a sample id that no anchor has
@@ -23,101 +23,76 @@ _STRANGER = -1  # a sample id that no anchor has
 
 class _Step(NamedTuple):
     distance: int  # the block that visits is that of the rank so many places further
-    columns: bool  # whether the candidates' own losses count in it
+    both_ways: bool  # whether the candidates' own losses count in it
 
 
-def forward(
-    kernels: ModuleType,
-    z0: Tensor,
-    z1: Tensor | None,
-    masks: Tensor,
-    inverse_temperature: Tensor,
-    sample0: Tensor,
-    sample1: Tensor | None,
-    subspace: Tensor | None,
-    columns: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def forward(kernels: ContrastKernels, problem: Contrast) -> Contrasted:
     """Losses of this rank's anchors against all ranks' candidates (and of its candidates), and their logsumexps."""
-    own = kernels.forward(z0, z1, masks, inverse_temperature, sample0, sample1, subspace, columns)
-    rows, other, row_lse, column_lse = own
-    ring = _Ring(z0 if z1 is None else z1, masks)
-    mirrored = z1 is None and subspace is None
+    losses, own = kernels.forward(problem)
+    lse0, lse1 = own
+    ring = _Ring(problem)
     abroad: Tensor | None = None  # the logsumexps that a block has gathered away from home
     distance = 0
-    for step, block in ring.blocks(mirrored, columns):
-        strangers = sample0.new_full((len(block),), _STRANGER)
-        _, _, lse, met = kernels.forward(
-            z0, block, masks, inverse_temperature, sample0, strangers, subspace, step.columns
-        )
-        row_lse = torch.logaddexp(row_lse, lse)
-        if step.columns:
+    for step, block in ring.blocks():
+        lse, met = kernels.forward(_with_strangers(problem, block, step)).lse
+        lse0 = torch.logaddexp(lse0, lse)
+        if step.both_ways:
             abroad = met if abroad is None else torch.logaddexp(ring.shift(abroad, distance, step.distance), met)
             distance = step.distance
     if abroad is not None:
         abroad = ring.shift(abroad, distance, 0)
-        if mirrored:
-            row_lse = torch.logaddexp(row_lse, abroad)
+        if problem.symmetric:
+            lse0 = torch.logaddexp(lse0, abroad)
         else:
-            column_lse = torch.logaddexp(column_lse, abroad)
+            lse1 = torch.logaddexp(lse1, abroad)
     # The positives are at home: what strangers add to the logsumexp they add to the loss.
-    return rows + (row_lse - own[2]), other + (column_lse - own[3]), row_lse, column_lse
+    return Contrasted((losses[0] + (lse0 - own[0]), losses[1] + (lse1 - own[1])), (lse0, lse1))
 
 
-def backward(
-    kernels: ModuleType,
-    g_rows: Tensor,
-    g_columns: Tensor,
-    row_lse: Tensor,
-    column_lse: Tensor,
-    z0: Tensor,
-    z1: Tensor | None,
-    masks: Tensor,
-    inverse_temperature: Tensor,
-    sample0: Tensor,
-    sample1: Tensor | None,
-    subspace: Tensor | None,
-    columns: bool,
-) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+def backward(kernels: ContrastKernels, problem: Contrast, grads: Both, lse: Both) -> ContrastGradients:
     """Gradients of the sum over all ranks' losses, by this rank's z0 and z1, and by its copy of the masks and of the
     inverse temperature."""
-    fixed = masks, inverse_temperature, sample0
-    g_z0, g_z1, g_masks, g_inverse = kernels.backward(
-        g_rows, g_columns, row_lse, column_lse, z0, z1, *fixed, sample1, subspace, columns
-    )
-    ring = _Ring(z0 if z1 is None else z1, masks)
-    mirrored = z1 is None and subspace is None
-    home = (g_rows, row_lse) if mirrored else (g_columns, column_lse)
-    none = g_columns.new_empty(0, *g_columns.shape[1:])
+    g_z0, g_z1, g_masks, g_inverse = kernels.backward(problem, grads, lse)
+    ring = _Ring(problem)
+    side = 0 if problem.symmetric else 1
+    none = grads[1].new_empty(0, *grads[1].shape[1:])
     abroad: Tensor | None = None  # the gradient that a block has gathered away from home
     distance = 0
-    for step, block in ring.blocks(mirrored, columns):
-        g_others, others_lse = (ring.shift(x, 0, step.distance) for x in home) if step.columns else (none, none)
-        strangers = sample0.new_full((len(block),), _STRANGER)
+    for step, block in ring.blocks():
+        home = grads[side], lse[side]
+        g_others, others_lse = (ring.shift(x, 0, step.distance) for x in home) if step.both_ways else (none, none)
         g_anchors, met, *g_shared = kernels.backward(
-            g_rows, g_others, row_lse, others_lse, z0, block, *fixed, strangers, subspace, step.columns
+            _with_strangers(problem, block, step), (grads[0], g_others), (lse[0], others_lse)
         )
+        assert met is not None
         g_z0, g_masks, g_inverse = g_z0 + g_anchors, g_masks + g_shared[0], g_inverse + g_shared[1]
         abroad = met if abroad is None else ring.shift(abroad, distance, step.distance).add_(met)
         distance = step.distance
     if abroad is None:
-        return g_z0, g_z1, g_masks, g_inverse
+        return ContrastGradients(g_z0, g_z1, g_masks, g_inverse)
     abroad = ring.shift(abroad, distance, 0)
     if g_z1 is None:
-        return g_z0 + abroad, None, g_masks, g_inverse
-    return g_z0, g_z1 + abroad, g_masks, g_inverse
+        return ContrastGradients(g_z0 + abroad, None, g_masks, g_inverse)
+    return ContrastGradients(g_z0, g_z1 + abroad, g_masks, g_inverse)
+
+
+def _with_strangers(problem: Contrast, block: Tensor, step: _Step) -> Contrast:
+    strangers = problem.sample0.new_full((len(block),), _STRANGER)
+    return problem._replace(z1=block, sample1=strangers, both_ways=step.both_ways)
 
 
 class _Ring:
     """The ranks in a circle, and this rank's candidates on it."""
 
-    def __init__(self, candidates: Tensor, masks: Tensor) -> None:
-        self.candidates = candidates.detach()
+    def __init__(self, problem: Contrast) -> None:
+        self.candidates = problem.candidates.detach()
+        self.symmetric, self.both_ways = problem.symmetric, problem.both_ways
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
-        self.rows = batch_sizes(candidates, masks)
+        self.sizes = batch_sizes(self.candidates, problem.masks)
 
-    def blocks(self, mirrored: bool, columns: bool) -> Iterator[tuple[_Step, Tensor]]:
+    def blocks(self) -> Iterator[tuple[_Step, Tensor]]:
         """Every step and the candidates that visit in it; the next ones are under way meanwhile."""
-        steps = self._steps(mirrored, columns)
+        steps = self._steps()
         block, distance = self.candidates, 0
         arriving = self._send(block, distance, steps[0].distance) if steps else None
         for i, step in enumerate(steps):
@@ -131,9 +106,9 @@ class _Ring:
         """Rows of the rank ``there`` places further, in exchange for ``x``: those of the one ``here`` places."""
         return self._send(x, here, there).wait()
 
-    def _steps(self, mirrored: bool, columns: bool) -> list[_Step]:
-        if not mirrored:
-            return [_Step(distance, columns) for distance in range(1, self.size)]
+    def _steps(self) -> list[_Step]:
+        if not self.symmetric:
+            return [_Step(distance, self.both_ways) for distance in range(1, self.size)]
         once = [_Step(distance, True) for distance in range(1, (self.size + 1) // 2)]
         return once if self.size % 2 else [*once, _Step(self.size // 2, False)]
 
@@ -141,7 +116,7 @@ class _Ring:
         towards = (self.rank + here - there) % self.size
         origin = (self.rank + there) % self.size
         source = (self.rank + there - here) % self.size
-        out, room = x.contiguous(), x.new_empty(self.rows[origin], *x.shape[1:])
+        out, room = x.contiguous(), x.new_empty(self.sizes[origin], *x.shape[1:])
         exchange = [dist.P2POp(dist.isend, out, towards), dist.P2POp(dist.irecv, room, source)]
         return _Arrival(dist.batch_isend_irecv(exchange), out, room)
 

@@ -1,8 +1,8 @@
-"""All pairs: blocks of rows of the score matrix, one subspace at a time.
+"""All pairs: blocks of rows of the score matrix, one row of the masks at a time.
 
-A subspace's anchors and candidates are packed first: masked, normalised, and without the columns where its mask
-is zero, so that a sparse mask costs what it keeps. The scores are then plain matrix products of the packed sides.
-With the candidates the anchors themselves the scores are symmetric, and only the upper blocks are computed.
+Anchors and candidates are packed first: masked, normalised, and without the dimensions where the mask is zero, so
+that a sparse mask costs what it keeps. The scores are then plain matrix products of the packed sides. With the
+candidates the anchors themselves the scores are symmetric, and only the upper blocks are computed.
 """
 
 from collections.abc import Iterator
@@ -12,96 +12,60 @@ import torch
 from torch import Tensor
 
 from mast_ops._precision import wide
-from mast_ops.kernels.chunked.scores import Scores, Workspace
+from mast_ops.kernels.chunked.scores import Form, Scores, Some, Statistics, Workspace
+from mast_ops.kernels.contract import Both, Contrast, Contrasted, ContrastGradients
 from mast_ops.kernels.eager.contrast import EPS
 
-_SPARSE = 0.75  # a mask with a smaller share of non-zero columns is packed without the others
+_SPARSE = 0.75  # a mask with a smaller share of non-zero dimensions is packed without the others
 
 
-def forward(
-    z0: Tensor,
-    z1: Tensor | None,
-    masks: Tensor,
-    inverse_temperature: Tensor,
-    sample0: Tensor,
-    sample1: Tensor | None,
-    subspace: Tensor | None,
-    columns: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The losses of :func:`mast_ops.kernels.eager.contrast.contrast`, then the logsumexps under them."""
-    outs = _new_outputs(z0, z1, masks, subspace, columns)
-    for part in _parts(z0, z1, masks, inverse_temperature, sample0, sample1, subspace, columns):
-        _store(outs, part, part.scores.statistics())
-    return outs
+def forward(problem: Contrast) -> Contrasted:
+    out = _new_outputs(problem)
+    for part in _parts(problem):
+        part.store(out, part.scores.statistics())
+    return out
 
 
-def backward(
-    g_rows: Tensor,
-    g_columns: Tensor,
-    row_lse: Tensor,
-    column_lse: Tensor,
-    z0: Tensor,
-    z1: Tensor | None,
-    masks: Tensor,
-    inverse_temperature: Tensor,
-    sample0: Tensor,
-    sample1: Tensor | None,
-    subspace: Tensor | None,
-    columns: bool,
-) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
-    """Gradients of z0, z1, masks and the inverse temperature, in the dtype that sums run in."""
-    grads = _Gradients.zeros(z0, z1, masks, inverse_temperature)
-    for part in _parts(z0, z1, masks, inverse_temperature, sample0, sample1, subspace, columns):
-        lse = part.of(row_lse), part.of_columns(column_lse)
-        grads.add(part, lse, part.of(g_rows), part.of_columns(g_columns))
-    return grads.z0, grads.z1, grads.masks, grads.inverse_temperature
+def backward(problem: Contrast, grads: Both, lse: Both) -> ContrastGradients:
+    total = _new_gradients(problem)
+    for part in _parts(problem):
+        part.add_gradients(total, part.of(grads), part.of(lse))
+    return total
 
 
-def fused(
-    row_weight: float,
-    column_weight: float,
-    z0: Tensor,
-    z1: Tensor | None,
-    masks: Tensor,
-    inverse_temperature: Tensor,
-    sample0: Tensor,
-    sample1: Tensor | None,
-    subspace: Tensor | None,
-    columns: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor, Tensor]:
-    """Losses, and the gradients of their weighted sum: the scores are computed once where they may be kept."""
-    outs = _new_outputs(z0, z1, masks, subspace, columns)
-    grads = _Gradients.zeros(z0, z1, masks, inverse_temperature)
-    for part in _parts(z0, z1, masks, inverse_temperature, sample0, sample1, subspace, columns):
+def fused(problem: Contrast, weights: tuple[float, float]) -> tuple[Both, ContrastGradients]:
+    """The scores are computed once where they may be kept."""
+    out, total = _new_outputs(problem), _new_gradients(problem)
+    for part in _parts(problem):
         part.scores.keep()
         statistics = part.scores.statistics()
-        _store(outs, part, statistics)
-        row_lse, column_lse = statistics[2:]
-        g_columns = None if column_lse is None else torch.full_like(column_lse, column_weight)
-        grads.add(part, (row_lse, column_lse), torch.full_like(row_lse, row_weight), g_columns)
-    return outs[0], outs[1], *grads
+        part.store(out, statistics)
+        of_anchors, of_candidates = statistics.lse
+        g_candidates = None if of_candidates is None else torch.full_like(of_candidates, weights[1])
+        part.add_gradients(total, (torch.full_like(of_anchors, weights[0]), g_candidates), statistics.lse)
+    return out.losses, total
 
 
 class _Side(NamedTuple):
-    """Embeddings as one subspace sees them: of unit length, (n, d), with what it takes to go back."""
+    """Embeddings as one mask sees them: of unit length, (n, d), with what it takes to go back."""
 
     unit: Tensor
     inverse_norm: Tensor
     tiny: Tensor  # rows whose norm is below EPS: they are scaled, not normalised
     mask: Tensor
-    columns: Tensor | None  # None: all D
+    dims: Tensor | None  # those kept; None: all D
     raw: Tensor  # the embeddings, (n, D)
 
     @classmethod
     def pack(cls, raw: Tensor, poison: Tensor, mask: Tensor) -> Self:
         kept = mask != 0
-        columns = kept.nonzero()[:, 0] if kept.sum() < _SPARSE * len(mask) else None
-        if columns is not None:
-            mask = mask[columns]
-        unit = cls._select(raw, columns) * mask
+        dims = kept.nonzero()[:, 0] if kept.sum() < _SPARSE * len(mask) else None
+        if dims is not None:
+            mask = mask[dims]
+        unit = cls._select(raw, dims) * mask
         norm = unit.square().sum(1).sqrt_().add_(poison)
         inverse_norm = norm.clamp_min(EPS).reciprocal()
-        return cls(unit.mul_(inverse_norm[:, None]), inverse_norm, norm < EPS, mask, columns, raw)
+        return cls(unit.mul_(inverse_norm[:, None]), inverse_norm, norm < EPS, mask, dims, raw)
 
     def only(self, samples: Tensor) -> Self:
         return self._replace(
@@ -120,81 +84,88 @@ class _Side(NamedTuple):
         total = along.sum()
         along.masked_fill_(self.tiny, 0)
         gradient.addcmul_(self.unit, along[:, None], value=-1).mul_((self.inverse_norm * scale)[:, None])
-        g_own_mask = (gradient * self._select(self.raw, self.columns)).sum(0)
-        if self.columns is None:
+        g_own_mask = (gradient * self._select(self.raw, self.dims)).sum(0)
+        if self.dims is None:
             g_mask += g_own_mask
             g_raw.addcmul_(gradient, self.mask)
         else:
-            g_mask.index_add_(0, self.columns, g_own_mask)
-            g_raw.index_add_(1, self.columns, gradient.mul_(self.mask))
+            g_mask.index_add_(0, self.dims, g_own_mask)
+            g_raw.index_add_(1, self.dims, gradient.mul_(self.mask))
         return total
 
     @staticmethod
-    def _select(raw: Tensor, columns: Tensor | None) -> Tensor:
-        return raw if columns is None else raw.index_select(1, columns)
+    def _select(raw: Tensor, dims: Tensor | None) -> Tensor:
+        return raw if dims is None else raw.index_select(1, dims)
 
 
 class _Part(NamedTuple):
-    """One subspace's share of the work: which samples, which mask, and the packed sides."""
+    """The share of the work of one row of the masks: which samples, and the packed sides."""
 
-    k: int
-    samples: Tensor | None
+    r: int
+    samples: Tensor | None  # None: all
     scores: Scores
     sides: tuple[_Side, _Side]
 
-    def of(self, x: Tensor) -> Tensor:
-        return x[:, self.k] if self.samples is None else x[self.samples]
+    def of(self, both: Both) -> Some:
+        if self.samples is not None:
+            return both[0][self.samples], None
+        return both[0][:, self.r], both[1][:, self.r] if self.scores.form.both_ways else None
 
-    def of_columns(self, x: Tensor) -> Tensor | None:
-        return x[:, self.k] if self.scores.columns else None
+    def store(self, out: Contrasted, statistics: Statistics) -> None:
+        for room, both in zip(out, statistics, strict=True):
+            for side, value in zip(room, both, strict=True):
+                if value is not None and self.samples is None:
+                    side[:, self.r] = value
+                elif value is not None:
+                    side[self.samples] = value
 
-
-def _parts(
-    z0: Tensor,
-    z1: Tensor | None,
-    masks: Tensor,
-    inverse_temperature: Tensor,
-    sample0: Tensor,
-    sample1: Tensor | None,
-    subspace: Tensor | None,
-    columns: bool,
-) -> Iterator[_Part]:
-    scale = float(inverse_temperature)
-    raw0 = z0.to(wide(z0.dtype))
-    raw1 = raw0 if z1 is None else z1.to(raw0.dtype)
-    poison0 = (0 * raw0).sum(1)  # NaN where a sample is not finite, were it in a column that no mask keeps
-    poison1 = poison0 if z1 is None else (0 * raw1).sum(1)
-    sample1 = sample0 if sample1 is None else sample1
-    workspace = Workspace(raw0)
-    everyone = torch.arange(len(z0), device=z0.device)
-    groups = [(k, everyone) for k in range(len(masks))]
-    if subspace is None:
-        pairs = _positives(sample0, sample1, everyone if z1 is None else None)
-    else:
-        split = torch.split(subspace.argsort(stable=True), subspace.bincount().tolist())
-        groups = [(k, samples) for k, samples in enumerate(split) if len(samples)]
-    for k, samples in groups:
-        candidates = _Side.pack(raw1, poison1, masks[k])
-        if z1 is None:
-            anchors = candidates if subspace is None else candidates.only(samples)
-        elif subspace is None:
-            anchors = _Side.pack(raw0, poison0, masks[k])
+    def add_gradients(self, total: ContrastGradients, grads: Some, lse: Some) -> None:
+        (anchors, candidates), scores = self.sides, self.scores
+        g_anchors, g_candidates = scores.gradients(grads, lse)
+        g_raw, g_mask = total.z0 if total.z1 is None else total.z1, total.masks[self.r]
+        along = candidates.unpack(g_candidates, scores.scale, g_raw, g_mask)
+        if scores.form.symmetric:
+            along = along / 2  # each pair stands there twice
+        elif self.samples is None:
+            anchors.unpack(g_anchors, scores.scale, total.z0, g_mask)
         else:
-            anchors = _Side.pack(raw0[samples], poison0[samples], masks[k])
-        if subspace is not None:
-            pairs = _positives(sample0[samples], sample1, samples if z1 is None else None)
-        symmetric = z1 is None and subspace is None
-        scores = Scores(
-            anchors.unit,
-            candidates.unit,
-            scale,
-            pairs,
-            samples if z1 is None else None,
-            columns,
-            symmetric,
-            workspace,
-        )
-        yield _Part(k, None if subspace is None else samples, scores, (anchors, candidates))
+            own = torch.zeros_like(anchors.raw)
+            anchors.unpack(g_anchors, scores.scale, own, g_mask)
+            total.z0.index_add_(0, self.samples, own)
+        total.inverse_temperature.add_(along)
+
+
+def _parts(problem: Contrast) -> Iterator[_Part]:
+    masks, row, sample0 = problem.masks, problem.row, problem.sample0
+    alone = problem.z1 is None
+    sample1 = sample0 if problem.sample1 is None else problem.sample1
+    scale = float(problem.inverse_temperature)
+    raw0 = problem.z0.to(wide(problem.z0.dtype))
+    raw1 = raw0 if alone else problem.candidates.to(raw0.dtype)
+    poison0 = (0 * raw0).sum(1)  # NaN where a sample is not finite, were it in a dimension that no mask keeps
+    poison1 = poison0 if alone else (0 * raw1).sum(1)
+    workspace = Workspace(raw0)
+    everyone = torch.arange(len(raw0), device=raw0.device)
+    groups = [(r, everyone) for r in range(len(masks))]
+    if row is None:
+        pairs = _positives(sample0, sample1, everyone if alone else None)
+    else:
+        split = torch.split(row.argsort(stable=True), row.bincount().tolist())
+        groups = [(r, samples) for r, samples in enumerate(split) if len(samples)]
+    for r, samples in groups:
+        candidates = _Side.pack(raw1, poison1, masks[r])
+        if alone:
+            anchors = candidates if row is None else candidates.only(samples)
+        elif row is None:
+            anchors = _Side.pack(raw0, poison0, masks[r])
+        else:
+            anchors = _Side.pack(raw0[samples], poison0[samples], masks[r])
+        itself = samples if alone else None
+        if row is not None:
+            pairs = _positives(sample0[samples], sample1, itself)
+        form = Form(itself, problem.both_ways, problem.symmetric)
+        scores = Scores((anchors.unit, candidates.unit), scale, pairs, form, workspace)
+        yield _Part(r, None if row is None else samples, scores, (anchors, candidates))
 
 
 def _positives(sample0: Tensor, sample1: Tensor, own: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -211,55 +182,17 @@ def _positives(sample0: Tensor, sample1: Tensor, own: Tensor | None) -> tuple[Te
     return anchor[other], candidate[other]
 
 
-def _new_outputs(
-    z0: Tensor, z1: Tensor | None, masks: Tensor, subspace: Tensor | None, columns: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    shape = (len(z0), len(masks)) if subspace is None else (len(z0),)
-    other = (len(z1) if columns and z1 is not None else 0, *shape[1:])
-    like = torch.empty(0, dtype=wide(z0.dtype), device=z0.device)
-    return like.new_empty(shape), like.new_empty(other), like.new_empty(shape), like.new_empty(other)
+def _new_outputs(problem: Contrast) -> Contrasted:
+    shape = (len(problem.z0), len(problem.masks)) if problem.row is None else (len(problem.z0),)
+    other = (len(problem.candidates) if problem.both_ways else 0, *shape[1:])
+    like = torch.empty(0, dtype=wide(problem.z0.dtype), device=problem.z0.device)
+    return Contrasted((like.new_empty(shape), like.new_empty(other)), (like.new_empty(shape), like.new_empty(other)))
 
 
-def _store(
-    outs: tuple[Tensor, Tensor, Tensor, Tensor],
-    part: _Part,
-    values: tuple[Tensor, Tensor | None, Tensor, Tensor | None],
-) -> None:
-    for out, value in zip(outs, values, strict=True):
-        if value is None:
-            continue
-        if part.samples is None:
-            out[:, part.k] = value
-        else:
-            out[part.samples] = value
-
-
-class _Gradients(NamedTuple):
-    """Gradients so far."""
-
-    z0: Tensor
-    z1: Tensor | None
-    masks: Tensor
-    inverse_temperature: Tensor
-
-    @classmethod
-    def zeros(cls, z0: Tensor, z1: Tensor | None, masks: Tensor, inverse_temperature: Tensor) -> Self:
-        new = torch.zeros(0, dtype=wide(z0.dtype), device=z0.device)
-        g_z1 = None if z1 is None else new.new_zeros(z1.shape)
-        return cls(new.new_zeros(z0.shape), g_z1, torch.zeros_like(masks), torch.zeros_like(inverse_temperature))
-
-    def add(self, part: _Part, lse: tuple[Tensor, Tensor | None], g_rows: Tensor, g_columns: Tensor | None) -> None:
-        anchors, candidates = part.sides
-        scores = part.scores
-        g_anchors, g_candidates = scores.gradients(lse, g_rows, g_columns)
-        g_raw, g_mask = self.z0 if self.z1 is None else self.z1, self.masks[part.k]
-        along = candidates.unpack(g_candidates, scores.scale, g_raw, g_mask)
-        if scores.symmetric:
-            along = along / 2  # each pair stands there twice
-        elif part.samples is None:
-            anchors.unpack(g_anchors, scores.scale, self.z0, g_mask)
-        else:
-            own = torch.zeros_like(anchors.raw)
-            anchors.unpack(g_anchors, scores.scale, own, g_mask)
-            self.z0.index_add_(0, part.samples, own)
-        self.inverse_temperature.add_(along)
+def _new_gradients(problem: Contrast) -> ContrastGradients:
+    z0, z1, masks, inverse_temperature = problem[:4]
+    new = torch.zeros(0, dtype=wide(z0.dtype), device=z0.device)
+    g_z1 = None if z1 is None else new.new_zeros(z1.shape)
+    return ContrastGradients(
+        new.new_zeros(z0.shape), g_z1, torch.zeros_like(masks), torch.zeros_like(inverse_temperature)
+    )

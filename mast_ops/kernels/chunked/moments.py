@@ -1,17 +1,17 @@
 """Second moments over the batch, a block of columns of the D x D matrix at a time; half of it where it is symmetric."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
+from mast_ops.kernels.contract import Reduce
+
 _BLOCK = {"cpu": 1 << 20, "cuda": 1 << 24}  # entries of the matrix in a block
-_Reduce = Callable[[Tensor], Tensor] | None  # sums over ranks, in place
 _WIDEST = 512  # of the columns in a block: with all of them there would be no lower half to leave out
 
 
-def off_diagonal(x: Tensor, y: Tensor | None, squared: Tensor, reduce: _Reduce = None) -> Tensor:
-    """See :func:`mast_ops.kernels.eager.moments.off_diagonal`."""
+def off_diagonal(x: Tensor, y: Tensor | None, squared: Tensor, reduce: Reduce | None) -> Tensor:
     value = squared.new_zeros(len(squared))
     for rows, cols, block in _blocks(x, y, reduce):
         energy, twice = block.square_(), cols.start if y is None else 0
@@ -23,7 +23,7 @@ def off_diagonal(x: Tensor, y: Tensor | None, squared: Tensor, reduce: _Reduce =
 
 
 def off_diagonal_backward(
-    grad: Tensor, x: Tensor, y: Tensor | None, squared: Tensor, reduce: _Reduce = None
+    grad: Tensor, x: Tensor, y: Tensor | None, squared: Tensor, reduce: Reduce | None
 ) -> tuple[Tensor, Tensor | None, Tensor]:
     """Gradients of x, y and squared. Over ranks, those of the sum of all ranks' values: each of them depends on the
     own x and y, and on a copy of squared that is the other rank's."""
@@ -43,7 +43,7 @@ def off_diagonal_backward(
     return g_x, None if y is None else g_other, g_squared.mul_(2) if y is None else g_squared
 
 
-def _blocks(x: Tensor, y: Tensor | None, reduce: _Reduce) -> Iterator[tuple[slice, slice, Tensor]]:
+def _blocks(x: Tensor, y: Tensor | None, reduce: Reduce | None) -> Iterator[tuple[slice, slice, Tensor]]:
     """(rows, cols, ``x^T y`` there without its diagonal): all rows, or those down to the diagonal's block.
 
     Where y is x, the rows above the diagonal's block stand for their mirror image too.

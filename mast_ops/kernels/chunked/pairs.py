@@ -1,101 +1,67 @@
 """Positive pairs: one skinny product, or one row of the masks a sample, a tile of the embedding at a time."""
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from mast_ops._precision import wide
+from mast_ops.kernels.contract import Gap, Table
 
 # Elements in a tile: on CPU two or three of them fit a small third-level cache in float32.
 _TILE = {"cpu": 1 << 20, "cuda": 1 << 24}
 
 
 class _Tile(NamedTuple):
-    """Some rows and columns of the embedding."""
+    """Some samples and dimensions of the embedding."""
 
-    rows: slice
-    cols: slice
+    samples: slice
+    dims: slice
 
 
-def distance(
-    z0: Tensor,
-    z1: Tensor,
-    squared: Tensor,
-    log_variance: Tensor | None = None,
-    scale: Tensor | None = None,
-    subspace: Tensor | None = None,
-) -> Tensor:
-    """See :func:`mast_ops.kernels.eager.pairs.distance`."""
-    masks = _Masks(squared, subspace)
-    out = masks.new_pooled(z0)
-    for tile in _tiles(z0):
-        masks.pool(out, _gap(z0, z1, log_variance, scale, tile), tile)
+def distance(gap: Gap, table: Table) -> Tensor:
+    masks = _Masks(table)
+    out = masks.new_pooled(gap.z0)
+    for tile in _tiles(gap.z0):
+        masks.pool(out, _values(gap, tile), tile)
     return masks.finish(out)
 
 
-def distance_backward(
-    grad: Tensor,
-    z0: Tensor,
-    z1: Tensor,
-    squared: Tensor,
-    log_variance: Tensor | None = None,
-    scale: Tensor | None = None,
-    subspace: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """Gradients of z0, z1, squared and log_variance; ``scale`` is a constant."""
-    masks = _Masks(squared, subspace)
-    grads = _empty(z0), _empty(z1), None if log_variance is None else _empty(log_variance)
+def distance_backward(grad: Tensor, gap: Gap, table: Table) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    masks, grads = _Masks(table), _GapGradients.empty(gap)
     g_squared, grad = masks.new_gradient(), masks.as_pooled(grad)
-    for tile in _tiles(z0):
-        _gap_backward(masks.slope(grad, tile), z0, z1, log_variance, scale, tile, grads)
-        masks.pull(g_squared, grad, _gap(z0, z1, log_variance, scale, tile), tile)
-    return grads[0], grads[1], g_squared[: len(squared)], grads[2]
+    for tile in _tiles(gap.z0):
+        grads.write(masks.slope(grad, tile), gap, tile)
+        masks.pull(g_squared, grad, _values(gap, tile), tile)
+    return grads.z0, grads.z1, g_squared[: len(table.squared)], grads.log_variance
 
 
-def gap_sums(
-    z0: Tensor,
-    z1: Tensor,
-    num_subspaces: int,
-    log_variance: Tensor | None = None,
-    scale: Tensor | None = None,
-    subspace: Tensor | None = None,
-) -> Tensor:
-    """See :func:`mast_ops.kernels.eager.pairs.gap_sums`."""
-    groups = 1 if subspace is None else num_subspaces
-    out = torch.zeros(groups, z0.shape[1], dtype=wide(z0.dtype), device=z0.device)
+def gap_sums(gap: Gap, num_rows: int, row: Tensor | None) -> Tensor:
+    z0 = gap.z0
+    out = torch.zeros(1 if row is None else num_rows, z0.shape[1], dtype=wide(z0.dtype), device=z0.device)
     for tile in _tiles(z0):
-        gap = _gap(z0, z1, log_variance, scale, tile)
-        if subspace is None:
-            out[:, tile.cols] += gap.sum(0)
+        values = _values(gap, tile)
+        if row is None:
+            out[:, tile.dims] += values.sum(0)
         else:
-            _add_by_subspace(out, gap, subspace, tile)
+            _add_by_row(out, values, row, tile)
     return out
 
 
-def gap_sums_backward(
-    grad: Tensor,
-    z0: Tensor,
-    z1: Tensor,
-    log_variance: Tensor | None = None,
-    scale: Tensor | None = None,
-    subspace: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Gradients of z0, z1 and log_variance."""
-    grads = _empty(z0), _empty(z1), None if log_variance is None else _empty(log_variance)
-    for tile in _tiles(z0):
-        slope = grad[:, tile.cols]
-        if subspace is not None:
-            slope = slope.index_select(0, subspace[tile.rows])
-        _gap_backward(slope, z0, z1, log_variance, scale, tile, grads)
+def gap_sums_backward(grad: Tensor, gap: Gap, row: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    grads = _GapGradients.empty(gap)
+    for tile in _tiles(gap.z0):
+        slope = grad[:, tile.dims]
+        if row is not None:
+            slope = slope.index_select(0, row[tile.samples])
+        grads.write(slope, gap, tile)
     return grads
 
 
-def products(z0: Tensor, z1: Tensor, squared: Tensor, subspace: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-    """See :func:`mast_ops.kernels.eager.pairs.products`."""
-    masks = _Masks(squared, subspace)
+def products(z0: Tensor, z1: Tensor, table: Table) -> tuple[Tensor, Tensor, Tensor]:
+    masks = _Masks(table)
     outs = [masks.new_pooled(z0) for _ in range(3)]
     for tile in _tiles(z0):
         x0, x1 = _take(z0, tile), _take(z1, tile)
@@ -106,18 +72,11 @@ def products(z0: Tensor, z1: Tensor, squared: Tensor, subspace: Tensor | None = 
 
 
 def products_backward(
-    g_dot: Tensor,
-    g_norm0: Tensor,
-    g_norm1: Tensor,
-    z0: Tensor,
-    z1: Tensor,
-    squared: Tensor,
-    subspace: Tensor | None = None,
+    grads: tuple[Tensor, Tensor, Tensor], z0: Tensor, z1: Tensor, table: Table
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of z0, z1 and squared."""
-    masks = _Masks(squared, subspace)
+    masks = _Masks(table)
     g_z0, g_z1, g_squared = _empty(z0), _empty(z1), masks.new_gradient()
-    g_dot, g_norm0, g_norm1 = (masks.as_pooled(g) for g in (g_dot, g_norm0, g_norm1))
+    g_dot, g_norm0, g_norm1 = (masks.as_pooled(g) for g in grads)
     for tile in _tiles(z0):
         x0, x1 = _take(z0, tile), _take(z1, tile)
         slope = masks.slope(g_dot, tile)
@@ -126,60 +85,61 @@ def products_backward(
             _store(g_z, torch.addcmul(through_norm, slope, other, out=_room(g_z, tile, x.dtype)), tile)
         for grad, (x, y) in ((g_dot, (x0, x1)), (g_norm0, (x0, x0)), (g_norm1, (x1, x1))):
             masks.pull(g_squared, grad, x * y, tile)
-    return g_z0, g_z1, g_squared[: len(squared)]
+    return g_z0, g_z1, g_squared[: len(table.squared)]
 
 
 class _Masks:
-    """The squared masks as a tile meets them: all K in one product, or for each sample the row of its own subspace.
+    """The table as a tile meets it: all R rows in one product, or for each sample its own.
 
-    Pooled quantities are held as (N, K), or (N, 1) with one subspace a sample. Products with nine or more columns
+    Pooled quantities are held as (N, R), or (N, 1) with one row a sample. Products with nine or more columns
     want a multiple of eight of them: a third of the time of the same product with fifteen.
     """
 
-    def __init__(self, squared: Tensor, subspace: Tensor | None) -> None:
-        self.count, self.subspace = len(squared), subspace
-        missing = -len(squared) % 8 if len(squared) > 8 and subspace is None else 0
+    def __init__(self, table: Table) -> None:
+        squared, self.row = table
+        self.count = len(squared)
+        missing = -len(squared) % 8 if len(squared) > 8 and self.row is None else 0
         self.squared = F.pad(squared, (0, 0, 0, missing)) if missing else squared
 
     def new_pooled(self, z: Tensor) -> Tensor:
-        return self.squared.new_zeros(len(z), len(self.squared) if self.subspace is None else 1)
+        return self.squared.new_zeros(len(z), len(self.squared) if self.row is None else 1)
 
     def new_gradient(self) -> Tensor:
         return torch.zeros_like(self.squared)
 
     def as_pooled(self, grad: Tensor) -> Tensor:
-        return F.pad(grad, (0, len(self.squared) - self.count)) if self.subspace is None else grad[:, None]
+        return F.pad(grad, (0, len(self.squared) - self.count)) if self.row is None else grad[:, None]
 
     def finish(self, pooled: Tensor) -> Tensor:
-        return pooled[:, : self.count].contiguous() if self.subspace is None else pooled[:, 0]
+        return pooled[:, : self.count].contiguous() if self.row is None else pooled[:, 0]
 
     def pool(self, out: Tensor, x: Tensor, tile: _Tile) -> None:
         """Add what the masks let through of a tile."""
-        if self.subspace is None:
-            out[tile.rows].addmm_(x, self.squared[:, tile.cols].T)
+        if self.row is None:
+            out[tile.samples].addmm_(x, self.squared[:, tile.dims].T)
         else:
-            out[tile.rows] += self._own(tile).mul_(x).sum(1, keepdim=True)
+            out[tile.samples] += self._own(tile).mul_(x).sum(1, keepdim=True)
 
     def slope(self, grad: Tensor, tile: _Tile) -> Tensor:
-        """``sum_k grad_ik squared_kd``: what a unit of ``x_id`` costs."""
-        if self.subspace is None:
-            return grad[tile.rows] @ self.squared[:, tile.cols]
-        return self._own(tile).mul_(grad[tile.rows])
+        """``sum_r grad_ir squared_rd``: what a unit of ``x_id`` costs."""
+        if self.row is None:
+            return grad[tile.samples] @ self.squared[:, tile.dims]
+        return self._own(tile).mul_(grad[tile.samples])
 
     def pull(self, g_squared: Tensor, grad: Tensor, x: Tensor, tile: _Tile) -> None:
         """Add a tile's part of the masks' gradient. May overwrite ``x``."""
-        if self.subspace is None:
-            g_squared[:, tile.cols].addmm_(grad[tile.rows].T, x)
+        if self.row is None:
+            g_squared[:, tile.dims].addmm_(grad[tile.samples].T, x)
         else:
-            _add_by_subspace(g_squared, x.mul_(grad[tile.rows]), self.subspace, tile)
+            _add_by_row(g_squared, x.mul_(grad[tile.samples]), self.row, tile)
 
     def _own(self, tile: _Tile) -> Tensor:
-        assert self.subspace is not None
-        return self.squared[:, tile.cols].index_select(0, self.subspace[tile.rows])
+        assert self.row is not None
+        return self.squared[:, tile.dims].index_select(0, self.row[tile.samples])
 
 
-def _add_by_subspace(out: Tensor, x: Tensor, subspace: Tensor, tile: _Tile) -> None:
-    out[:, tile.cols].index_add_(0, subspace[tile.rows], x)
+def _add_by_row(out: Tensor, x: Tensor, row: Tensor, tile: _Tile) -> None:
+    out[:, tile.dims].index_add_(0, row[tile.samples], x)
 
 
 def _tiles(z: Tensor) -> Iterator[_Tile]:
@@ -187,58 +147,60 @@ def _tiles(z: Tensor) -> Iterator[_Tile]:
     elements = _TILE.get(z.device.type, _TILE["cuda"])
     width = min(dim, elements)
     height = elements // width
-    for row in range(0, num_samples, height):
-        for col in range(0, dim, width):
-            yield _Tile(slice(row, min(row + height, num_samples)), slice(col, min(col + width, dim)))
+    for top in range(0, num_samples, height):
+        for left in range(0, dim, width):
+            yield _Tile(slice(top, min(top + height, num_samples)), slice(left, min(left + width, dim)))
 
 
 def _take(z: Tensor, tile: _Tile) -> Tensor:
     """A tile of z, in the dtype that sums run in."""
-    return z[tile.rows, tile.cols].to(wide(z.dtype))
+    return z[tile.samples, tile.dims].to(wide(z.dtype))
 
 
 def _room(out: Tensor, tile: _Tile, dtype: torch.dtype) -> Tensor:
     """Where to compute a tile of ``out``: right there if it is of this dtype, else apart."""
-    block = out[tile.rows, tile.cols]
+    block = out[tile.samples, tile.dims]
     return block if out.dtype == dtype else torch.empty_like(block, dtype=dtype)
 
 
 def _store(out: Tensor, value: Tensor, tile: _Tile) -> None:
     """Bring a tile home that had no room there."""
     if value.dtype != out.dtype:
-        out[tile.rows, tile.cols] = value
+        out[tile.samples, tile.dims] = value
 
 
-def _gap(z0: Tensor, z1: Tensor, log_variance: Tensor | None, scale: Tensor | None, tile: _Tile) -> Tensor:
-    """``(z0 - z1)^2``, or its likelihood ``scale ((z0 - z1)^2 / v + log v)``, of a tile."""
-    gap = F.mse_loss(_take(z0, tile), _take(z1, tile), reduction="none")  # one pass over memory, not two
-    if log_variance is None or scale is None:
-        return gap
-    price = _take(log_variance, tile)
-    return gap.mul_(price.neg().exp_()).add_(price).mul_(scale[:, tile.cols])
+def _values(gap: Gap, tile: _Tile) -> Tensor:
+    """The gap in a tile."""
+    square = F.mse_loss(_take(gap.z0, tile), _take(gap.z1, tile), reduction="none")  # one pass over memory, not two
+    if gap.log_variance is None or gap.scale is None:
+        return square
+    price = _take(gap.log_variance, tile)
+    return square.mul_(price.neg().exp_()).add_(price).mul_(gap.scale[:, tile.dims])
 
 
-def _gap_backward(
-    slope: Tensor,
-    z0: Tensor,
-    z1: Tensor,
-    log_variance: Tensor | None,
-    scale: Tensor | None,
-    tile: _Tile,
-    grads: tuple[Tensor, Tensor, Tensor | None],
-) -> None:
-    """Write the gradients of a tile, given that of its gap: for each sample, or a row for all."""
-    x0, x1 = _take(z0, tile), _take(z1, tile)
-    if log_variance is not None and scale is not None and grads[2] is not None:
-        weight = _take(log_variance, tile).neg().exp_()
-        slope = slope * scale[:, tile.cols]
-        certain = 1 - F.mse_loss(x0, x1, reduction="none").mul_(weight)
-        _store(grads[2], torch.mul(slope, certain, out=_room(grads[2], tile, certain.dtype)), tile)
-        slope = weight.mul_(slope)
-    g0, g1 = _room(grads[0], tile, x0.dtype), _room(grads[1], tile, x0.dtype)
-    torch.ops.aten.mse_loss_backward(slope.expand_as(x0), x0, x1, 0, grad_input=g0)
-    _store(grads[0], g0, tile)
-    _store(grads[1], torch.neg(g0, out=g1), tile)
+class _GapGradients(NamedTuple):
+    z0: Tensor
+    z1: Tensor
+    log_variance: Tensor | None
+
+    @classmethod
+    def empty(cls, gap: Gap) -> Self:
+        return cls(_empty(gap.z0), _empty(gap.z1), None if gap.log_variance is None else _empty(gap.log_variance))
+
+    def write(self, slope: Tensor, gap: Gap, tile: _Tile) -> None:
+        """The gradients in a tile, given that of the gap there: for each sample, or one for all."""
+        x0, x1 = _take(gap.z0, tile), _take(gap.z1, tile)
+        if gap.log_variance is not None and gap.scale is not None and self.log_variance is not None:
+            weight = _take(gap.log_variance, tile).neg().exp_()
+            slope = slope * gap.scale[:, tile.dims]
+            certain = 1 - F.mse_loss(x0, x1, reduction="none").mul_(weight)
+            room = _room(self.log_variance, tile, certain.dtype)
+            _store(self.log_variance, torch.mul(slope, certain, out=room), tile)
+            slope = weight.mul_(slope)
+        g0, g1 = _room(self.z0, tile, x0.dtype), _room(self.z1, tile, x0.dtype)
+        torch.ops.aten.mse_loss_backward(slope.expand_as(x0), x0, x1, 0, grad_input=g0)
+        _store(self.z0, g0, tile)
+        _store(self.z1, torch.neg(g0, out=g1), tile)
 
 
 def _empty(like: Tensor) -> Tensor:

@@ -1,17 +1,18 @@
-"""The score matrix of one subspace, a block of rows at a time: its softmaxes, and their gradients."""
+"""The score matrix of one mask, a block of rows at a time: its softmaxes, and their gradients."""
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 _BLOCK = {"cpu": 1 << 20, "cuda": 1 << 24}  # scores in a block
-_CACHED = 1 << 24  # scores of one subspace that may be kept from the first pass to the second
+_CACHED = 1 << 24  # scores of one mask that may be kept from the first pass to the second
 _SAFE = 70.0  # up to this inverse temperature exp(score) and its sums stay well inside float32
 
 
 class Workspace:
-    """Memory for blocks of scores that one subspace hands to the next: new pages cost as much as filling them."""
+    """Memory for blocks of scores that one mask hands to the next: new pages cost as much as filling them."""
 
     def __init__(self, like: Tensor) -> None:
         self._pool: dict[object, Tensor] = {}
@@ -25,23 +26,36 @@ class Workspace:
         return self._pool[key][:size].view(shape)
 
 
+Some = tuple[Tensor, Tensor | None]
+"""Of rows, and of columns if they count."""
+
+
+class Statistics(NamedTuple):
+    losses: Some
+    lse: Some
+
+
+class Form(NamedTuple):
+    itself: Tensor | None
+    """Where each row has itself among the columns, a score that does not count."""
+    both_ways: bool
+    """Whether the columns' own losses count."""
+    symmetric: bool
+
+
 class Scores:
-    """The score matrix of one subspace, a block of rows at a time; only the upper blocks where it is symmetric."""
+    """The score matrix of one mask, a block of rows at a time; only the upper blocks where it is symmetric."""
 
     def __init__(
         self,
-        anchors: Tensor,
-        candidates: Tensor,
+        sides: tuple[Tensor, Tensor],
         scale: float,
         pairs: tuple[Tensor, Tensor],
-        own: Tensor | None,
-        columns: bool,
-        symmetric: bool,
+        form: Form,
         workspace: Workspace,
     ) -> None:
-        self.workspace = workspace
-        self.anchors, self.candidates, self.scale = anchors, candidates, scale
-        self.own, self.columns, self.symmetric = own, columns, symmetric
+        self.anchors, self.candidates = anchors, candidates = sides
+        self.scale, self.form, self.workspace = scale, form, workspace
         self.shape: tuple[int, int] = len(anchors), len(candidates)
         self.raised = scale <= _SAFE  # blocks then hold exp(score), and no maximum is needed
         self.row_count, self.column_count = (
@@ -59,10 +73,9 @@ class Scores:
         if sum(self._size(rows) for rows in self.rows) <= _CACHED:
             self.kept = []
 
-    def statistics(self) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
-        """Losses of the rows and of the columns (None unless asked for), then their logsumexps."""
+    def statistics(self) -> Statistics:
         lse = _LogSumExp(self.shape[0], self.anchors, self.raised)
-        column_lse = _LogSumExp(self.shape[1], self.anchors, self.raised) if self.columns else None
+        column_lse = _LogSumExp(self.shape[1], self.anchors, self.raised) if self.form.both_ways else None
         positive = self.anchors.new_zeros(self.shape[0])
         column_positive = self.anchors.new_zeros(self.shape[1])
         for index, rows in enumerate(self.rows):
@@ -74,7 +87,7 @@ class Scores:
             if column_lse is not None:
                 column_positive.index_add_(0, j, logits)
                 column_lse.add(slice(None), block, 0)
-            elif self.symmetric:
+            elif self.form.symmetric:
                 below = j >= rows.stop - rows.start
                 positive.index_add_(0, j[below] + rows.start, logits[below])
                 lse.add(slice(rows.stop, None), block[:, rows.stop - rows.start :], 0)
@@ -83,39 +96,40 @@ class Scores:
         value = lse.value()
         loss = value - positive / self.row_count
         if column_lse is None:
-            return loss, None, value, None
+            return Statistics((loss, None), (value, None))
         column_value = column_lse.value()
-        return loss, column_value - column_positive / self.column_count, value, column_value
+        return Statistics((loss, column_value - column_positive / self.column_count), (value, column_value))
 
-    def gradients(
-        self, lse: tuple[Tensor, Tensor | None], g_rows: Tensor, g_columns: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
+    def gradients(self, grads: Some, lse: Some) -> tuple[Tensor, Tensor]:
         """Gradients of the packed anchors and candidates before the temperature; one tensor where symmetric."""
         g_candidates = torch.zeros_like(self.candidates)
-        g_anchors = g_candidates if self.symmetric else torch.empty_like(self.anchors)
-        row = _Softmax(lse[0], g_rows, self.row_count, self.raised)
-        column = row if self.symmetric else None
-        if lse[1] is not None and g_columns is not None:
-            column = _Softmax(lse[1], g_columns, self.column_count, self.raised)
+        g_anchors = g_candidates if self.form.symmetric else torch.empty_like(self.anchors)
+        row = _Softmax(lse[0], grads[0], self.row_count, self.raised)
+        column = row if self.form.symmetric else None
+        if lse[1] is not None and grads[1] is not None:
+            column = _Softmax(lse[1], grads[1], self.column_count, self.raised)
         for index, rows in enumerate(self.rows):
-            first = rows.start if self.symmetric else 0
+            first = rows.start if self.form.symmetric else 0
             if self.kept is None:
                 block, i, j = self._block(index)
                 block = self._raise(block, index)
             else:
                 block, i, j = self.kept[index], *self._local(index)
-            weight = self._weight(block, row, column, rows, first)
+            weight = self._weight(block, (row, column), rows, first)
             at_positives = row.at_positive[i + rows.start]
             if column is not None:
                 at_positives = at_positives + column.at_positive[j + first]
             weight.index_put_((i, j), -at_positives, accumulate=True)
-            g_anchors[rows].addmm_(weight, self.candidates[first:], beta=1 if self.symmetric else 0)
-            past = rows.stop if self.symmetric else 0
+            g_anchors[rows].addmm_(weight, self.candidates[first:], beta=1 if self.form.symmetric else 0)
+            past = rows.stop if self.form.symmetric else 0
             g_candidates[past:].addmm_(weight[:, past - first :].T, self.anchors[rows])
         return g_anchors, g_candidates
 
-    def _weight(self, block: Tensor, row: "_Softmax", column: "_Softmax | None", rows: slice, first: int) -> Tensor:
+    def _weight(
+        self, block: Tensor, softmaxes: tuple["_Softmax", "_Softmax | None"], rows: slice, first: int
+    ) -> Tensor:
         """Gradient of the losses by the scores, but for the positives. May overwrite the block."""
+        row, column = softmaxes
         room = self.workspace.take("weight", *block.shape)
         if self.raised:
             if column is None:
@@ -129,22 +143,22 @@ class Scores:
 
     def _size(self, rows: slice) -> int:
         height: int = rows.stop - rows.start
-        return height * (self.shape[1] - (rows.start if self.symmetric else 0))
+        return height * (self.shape[1] - (rows.start if self.form.symmetric else 0))
 
     def _block(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
         """Logits of a block of rows, and where in it the positives are."""
         rows = self.rows[index]
-        first = rows.start if self.symmetric else 0
+        first = rows.start if self.form.symmetric else 0
         shape = rows.stop - rows.start, self.shape[1] - first
         block = self.workspace.take("block", *shape)
         block.addmm_(self.anchors[rows], self.candidates[first:].T, beta=0, alpha=self.scale)
-        if self.own is not None:
-            block.scatter_(1, self.own[rows, None] - first, -torch.inf)
+        if self.form.itself is not None:
+            block.scatter_(1, self.form.itself[rows, None] - first, -torch.inf)
         return block, *self._local(index)
 
     def _local(self, index: int) -> tuple[Tensor, Tensor]:
         i, j = self.pairs[index]
-        if self.symmetric:  # the others stand in an earlier block, mirrored
+        if self.form.symmetric:  # the others stand in an earlier block, mirrored
             upper = j >= self.rows[index].start
             i, j = i[upper], j[upper] - self.rows[index].start
         return i - self.rows[index].start, j

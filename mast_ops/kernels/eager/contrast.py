@@ -1,53 +1,36 @@
-"""All pairs: every anchor against every candidate, by masked cosine, one N x C matrix a subspace."""
+"""All pairs: every anchor against every candidate, by masked cosine, one N x C matrix a row of the masks."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from mast_ops._precision import widen
+from mast_ops.kernels.contract import Both, Contrast
 
 EPS = 1e-12  # that of F.normalize
 
 
-def contrast(
-    z0: Tensor,
-    z1: Tensor | None,
-    masks: Tensor,
-    inverse_temperature: Tensor,
-    sample0: Tensor,
-    sample1: Tensor | None = None,
-    subspace: Tensor | None = None,
-    columns: bool = False,
-) -> tuple[Tensor, Tensor]:
-    """Contrastive loss of every anchor: ``logsumexp_j s_ij - mean_{j positive} s_ij``.
-
-    ``s`` is the cosine of ``m_k z0_i`` with ``m_k z1_j``, times ``inverse_temperature`` (of one element).
-    Candidate j is a positive of anchor i where ``sample1[j] == sample0[i]``; with none, the loss is NaN.
-    With ``z1`` None the candidates are the anchors themselves, (z0, sample0), each without itself.
-
-    Returns (rows, columns): (N, K), or (N,) with ``subspace``, and the same for the other direction with
-    each candidate as the anchor, (C, K), or (0, K) unless ``columns``. ``columns`` goes with neither
-    ``subspace`` nor a missing ``z1``.
-    """
-    alone = z1 is None
-    z1, sample1 = (z0, sample0) if z1 is None or sample1 is None else (z1, sample1)
-    z0, z1 = widen(z0, z1)
-    positive = sample0[:, None] == sample1
-    itself = torch.eye(len(z0), dtype=torch.bool, device=z0.device) if alone else None
+def losses(problem: Contrast) -> Both:
+    """``logsumexp_j s_ij - mean_{j positive} s_ij``; NaN for an anchor without a positive."""
+    sample1 = problem.sample0 if problem.sample1 is None else problem.sample1
+    z0, z1 = widen(problem.z0, problem.candidates)
+    positive = problem.sample0[:, None] == sample1
+    itself = torch.eye(len(z0), dtype=torch.bool, device=z0.device) if problem.z1 is None else None
     if itself is not None:
         positive = positive & ~itself
-    if subspace is not None:
-        own = F.embedding(subspace, masks)
+    inverse_temperature = problem.inverse_temperature
+    if problem.row is not None:
+        own = F.embedding(problem.row, problem.masks)
         scores = [_scores(z0 * own, z1, inverse_temperature, own)]
     else:
-        scores = [_scores(z0 * mask, z1 * mask, inverse_temperature) for mask in masks]
+        scores = [_scores(z0 * mask, z1 * mask, inverse_temperature) for mask in problem.masks]
     if itself is not None:
         scores = [score.masked_fill(itself, -torch.inf) for score in scores]
-    rows = [_loss(score, positive, 1) for score in scores]
-    if subspace is not None:
-        return rows[0], z0.new_empty(0)
-    other = [_loss(score, positive, 0) for score in scores] if columns else [z0.new_empty(0) for _ in scores]
-    return torch.stack(rows, 1), torch.stack(other, 1)
+    of_anchors = [_loss(score, positive, 1) for score in scores]
+    if problem.row is not None:
+        return of_anchors[0], z0.new_empty(0)
+    of_candidates = [_loss(score, positive, 0) if problem.both_ways else z0.new_empty(0) for score in scores]
+    return torch.stack(of_anchors, 1), torch.stack(of_candidates, 1)
 
 
 def _scores(x0: Tensor, z1: Tensor, inverse_temperature: Tensor, own: Tensor | None = None) -> Tensor:

@@ -32,10 +32,10 @@ class Launch(NamedTuple):
 
 
 class Depth(NamedTuple):
-    """How products of packed rows go through their ``width`` columns.
+    """How products of packed rows go through their ``width`` dimensions.
 
-    ``step`` columns at a time, as far as the mask keeps any; the gradient has one program for ``slice`` columns.
-    Rows of no more columns than the table's ``whole`` are one step and one slice, and stay on the chip.
+    ``step`` dimensions at a time, as far as the mask keeps any; the gradient has one program for ``slice`` of them.
+    Rows of no more dimensions than the table's ``whole`` are one step and one slice, and stay on the chip.
     """
 
     step: int
@@ -76,9 +76,9 @@ def depth(dtype: torch.dtype, d: int) -> Depth:
     return Depth(step, max(step, min(most, power(d))), 0)
 
 
-def pairs_launch(kernel: str, dtype: torch.dtype, subspaces: int) -> Launch:
-    """Smaller as K grows: the tile of masks, or its gradient, is (K, columns), and stays on the chip."""
-    block = power(subspaces)
+def pairs_launch(kernel: str, dtype: torch.dtype, num_rows: int) -> Launch:
+    """Smaller as R grows: the tile of masks, or its gradient, is (R, columns), and stays on the chip."""
+    block = power(num_rows)
     tile = launch(kernel if block <= 16 else kernel + "_many", dtype)
     return tile._replace(columns=max(16, min(tile.columns, 4096 // block)))
 

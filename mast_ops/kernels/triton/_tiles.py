@@ -1,16 +1,19 @@
 """What the kernels of positive pairs share: reading a tile, products of tiles, and arguments that may be missing."""
 
+from typing import NamedTuple, Self
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from mast_ops.kernels.contract import Gap
 from mast_ops.kernels.triton._launch import readable
 
 
 @triton.jit
-def read(x, rows, columns, stride_n, stride_d, inside):
-    place = x + rows[:, None] * stride_n + columns[None, :] * stride_d
+def read(x, rows, dims, stride_n, stride_d, inside):
+    place = x + rows[:, None] * stride_n + dims[None, :] * stride_d
     return tl.load(place, mask=inside, other=0).to(tl.float32)
 
 
@@ -29,16 +32,25 @@ def product(a, b, total, PRECISION: tl.constexpr):
     return tl.dot(a, b, total, input_precision=PRECISION)
 
 
-def likelihood(
-    log_variance: Tensor | None, scale: Tensor | None
-) -> tuple[Tensor | None, Tensor | None, tuple[int, int]]:
+class Likelihood(NamedTuple):
     """Both or neither, readable by the kernels, and the strides."""
-    if log_variance is None or scale is None:
-        return None, None, (0, 0)
-    (log_variance,) = readable(log_variance)
-    return log_variance, scale.contiguous(), (log_variance.stride(0), log_variance.stride(1))
+
+    log_variance: Tensor | None
+    scale: Tensor | None
+    strides: tuple[int, int]
+
+    @classmethod
+    def of(cls, gap: Gap) -> Self:
+        if gap.log_variance is None or gap.scale is None:
+            return cls(None, None, (0, 0))
+        (log_variance,) = readable(gap.log_variance)
+        return cls(log_variance, gap.scale.contiguous(), (log_variance.stride(0), log_variance.stride(1)))
 
 
 def new_like(z: Tensor) -> Tensor:
     """Where a kernel writes: rows one after the other, whatever the strides of ``z``."""
     return torch.empty_like(z, memory_format=torch.contiguous_format)
+
+
+def in_dtype_of(like: Tensor | None, grad: Tensor | None) -> Tensor | None:
+    return None if like is None or grad is None else grad.to(like.dtype)

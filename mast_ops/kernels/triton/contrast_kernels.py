@@ -6,7 +6,7 @@ import triton.language as tl
 LOG2E: tl.constexpr = tl.constexpr(1.4426950408889634)
 _EPS: tl.constexpr = tl.constexpr(1e-12)  # that of F.normalize
 
-# Rows of the tensors that hold one row a subspace: not always aligned, and not worth a second kernel when they are.
+# Rows of the tensors that hold one row a mask: not always aligned, and not worth a second kernel when they are.
 _kernel = triton.jit(
     do_not_specialize_on_alignment=[
         *("bounds", "row_bounds", "column_bounds", "count", "mask", "kept", "factor", "row_lse", "row_sum"),
@@ -17,13 +17,13 @@ _kernel = triton.jit(
 
 @triton.jit
 def _depth(count, BLOCK_D: tl.constexpr):
-    """Columns that products go through: those kept, in whole blocks, at least one (it carries a NaN)."""
+    """Dimensions that products go through: those kept, in whole blocks, at least one (it carries a NaN)."""
     return tl.maximum(tl.cdiv(tl.load(count), BLOCK_D), 1) * BLOCK_D
 
 
 @triton.jit
 def _scores(a, b, depth, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr):
-    """Products of rows at the pointers ``a`` and ``b``, to the first block of columns, over all blocks."""
+    """Products of rows at the pointers ``a`` and ``b``, to the first block of dimensions, over all blocks."""
     score = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for d in range(0, depth, BLOCK_D):
         score = tl.dot(tl.load(a + d), tl.trans(tl.load(b + d)), score, input_precision=PRECISION)
@@ -35,7 +35,7 @@ def pack(
     z, order, bounds, mask, kept, count, packed, inverse_norm, stride_n, stride_d, D, width,
     TILE: tl.constexpr, STEP: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """``packed = z m / |z m|`` in the columns ``kept``; zeros up to whole blocks of columns and whole tiles of rows."""
+    """``packed = z m / |z m|`` in the dimensions ``kept``; zeros up to whole blocks of them and whole tiles of rows."""
     first = tl.load(bounds)
     total = tl.load(bounds + 1) - first
     start = tl.program_id(0) * BLOCK_M
@@ -45,12 +45,12 @@ def pack(
     live = (rows < total)[:, None]
     z += tl.load(order + first + rows, mask=rows < total, other=0)[:, None] * stride_n
 
-    # Over all columns: a NaN or an infinity where the mask is zero is a NaN here, and then in all of the row.
+    # Over all dimensions: a NaN or an infinity where the mask is zero is a NaN here, and then in all of the row.
     square = tl.zeros((BLOCK_M,), tl.float32)
     for d in range(0, D, BLOCK_D):
-        columns = (d + tl.arange(0, BLOCK_D)).to(tl.int64)
-        x = tl.load(z + columns[None, :] * stride_d, mask=live & (columns < D)[None, :], other=0).to(tl.float32)
-        x *= tl.load(mask + columns, mask=columns < D, other=0)[None, :]
+        dims = (d + tl.arange(0, BLOCK_D)).to(tl.int64)
+        x = tl.load(z + dims[None, :] * stride_d, mask=live & (dims < D)[None, :], other=0).to(tl.float32)
+        x *= tl.load(mask + dims, mask=dims < D, other=0)[None, :]
         square += tl.sum(x * x, 1)
     norm = tl.sqrt(square)
     inverse = 1 / tl.where(norm < _EPS, _EPS, norm)
@@ -60,9 +60,9 @@ def pack(
     for d in range(0, _depth(count, STEP), BLOCK_D):
         slots = d + tl.arange(0, BLOCK_D)
         inside = slots < tl.load(count)
-        columns = tl.load(kept + slots, mask=inside, other=0)
-        x = tl.load(z + columns[None, :] * stride_d, mask=live & inside[None, :], other=0).to(tl.float32)
-        x *= tl.load(mask + columns, mask=inside, other=0)[None, :]
+        dims = tl.load(kept + slots, mask=inside, other=0)
+        x = tl.load(z + dims[None, :] * stride_d, mask=live & inside[None, :], other=0).to(tl.float32)
+        x *= tl.load(mask + dims, mask=inside, other=0)[None, :]
         tl.store(packed + slots[None, :], (x * inverse[:, None]).to(packed.dtype.element_ty))
 
 
@@ -74,7 +74,7 @@ def logsumexp(
 ):  # fmt: skip
     """A tile of anchors against a span of candidates: logsumexp of the scores, sum of those of positives.
 
-    ``WHOLE``: rows are one block of columns, and the tile of anchors stays on the chip.
+    ``WHOLE``: rows are one block of dimensions, and the tile of anchors stays on the chip.
 
     With ``column_lse`` also over the anchors of the tile, for each candidate. Everything in units of log2 inside.
     """
@@ -155,7 +155,7 @@ def gradient(
     SWAPPED: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, SLICE: tl.constexpr, WHOLE: tl.constexpr,
 ):  # fmt: skip
-    """``grad = W b`` for a tile of rows and a slice of columns, W the gradient of the scores, made anew.
+    """``grad = W b`` for a tile of rows and a slice of dimensions, W the gradient of the scores, made anew.
 
     The rows are anchors and b holds candidates, or the reverse when ``SWAPPED``. ``row_lse`` is there when the
     rows' own losses count, ``column_lse`` when those of the other side do.
@@ -270,19 +270,19 @@ def unpack(
     scale = (inverse * tl.load(factor))[:, None]
     source = tl.load(order + first + rows, mask=rows < total, other=0)[:, None]
     for d in range(0, depth, BLOCK_D):
-        columns = d + tl.arange(0, BLOCK_D)
-        inside = columns < tl.load(count)
-        slots = place + columns[None, :]
+        ordinals = d + tl.arange(0, BLOCK_D)
+        inside = ordinals < tl.load(count)
+        slots = place + ordinals[None, :]
         pull = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
         part_grad = grad
         for _ in range(splits):
             pull += tl.load(part_grad + slots, mask=live, other=0)
             part_grad += part
         pull = (pull - dot * tl.load(packed + slots, mask=live, other=0).to(tl.float32)) * scale
-        columns = tl.load(kept + columns, mask=inside, other=0)
+        dims = tl.load(kept + ordinals, mask=inside, other=0)
         both = live & inside[None, :]
-        x = tl.load(z + source * stride_n + columns[None, :] * stride_d, mask=both, other=0).to(tl.float32)
-        tl.store(g_mask + tl.program_id(0).to(tl.int64) * D + columns, tl.sum(pull * x, 0), mask=inside)
-        target = g_z + source * D + columns[None, :]
-        pull *= tl.load(mask + columns, mask=inside, other=0)[None, :]
+        x = tl.load(z + source * stride_n + dims[None, :] * stride_d, mask=both, other=0).to(tl.float32)
+        tl.store(g_mask + tl.program_id(0).to(tl.int64) * D + dims, tl.sum(pull * x, 0), mask=inside)
+        target = g_z + source * D + dims[None, :]
+        pull *= tl.load(mask + dims, mask=inside, other=0)[None, :]
         tl.store(target, tl.load(target, mask=both, other=0) + pull, mask=both)
