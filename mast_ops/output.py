@@ -2,6 +2,7 @@
 
 from typing import Any, NamedTuple, Self
 
+import torch
 from torch import Tensor
 from torch.utils import _pytree
 
@@ -45,7 +46,7 @@ class SubspaceOutput(NamedTuple):
         """As ``Tensor.chunk`` on the samples: ``out0, out1 = head(torch.cat([view0, view1])).chunk(2)``."""
         parts = self.embedding.chunk(chunks)
         rows = [len(part) for part in parts]
-        variances = [None] * len(rows) if self.log_variance is None else self.log_variance.split(rows)
+        variances = [None] * len(rows) if self.log_variance is None else torch.split(self.log_variance, rows)
         return tuple(
             self._replace(embedding=part, log_variance=variance)
             for part, variance in zip(parts, variances, strict=True)

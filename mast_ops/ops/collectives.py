@@ -17,7 +17,6 @@ from torch import Tensor
 
 from mast_ops.ops._library import differentiate, register
 
-
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
