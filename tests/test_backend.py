@@ -91,9 +91,9 @@ def test_unknown_backend_is_refused_when_a_loss_is_made(loss):
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-@pytest.mark.parametrize("subspace", [None, torch.tensor([0, 1, 1, 0])])
+@pytest.mark.parametrize("kind", [None, torch.tensor([0, 1, 1, 0])])
 @pytest.mark.parametrize("backend", ["eager", "compile", "chunked"])
-def test_losses_pass_it_on(loss, backend, subspace, monkeypatch):
+def test_losses_pass_it_on(loss, backend, kind, monkeypatch):
     torch._dynamo.reset()  # every case is another compilation of the same formula, of which there may be eight
     seen = []
     resolve = dispatch.resolve
@@ -101,10 +101,11 @@ def test_losses_pass_it_on(loss, backend, subspace, monkeypatch):
         monkeypatch.setattr(
             sys.modules[f"mast_ops.ops.{module}"], "resolve", lambda b, *rest: seen.append(b) or resolve(b, *rest)
         )
-    masks = torch.rand(2, 3)
-    value = loss(backend=backend)(Z, Z.flip(0), masks, subspace)
+    pair = (Z, Z.flip(0))
+    options = {"masks": torch.rand(2, 3), "kind": kind}
+    value = loss(backend=backend)(*pair, **options)
     assert set(seen) == {backend}
-    torch.testing.assert_close(value, loss()(Z, Z.flip(0), masks, subspace))
+    torch.testing.assert_close(value, loss()(*pair, **options))
 
 
 def run(code: str, value: str) -> subprocess.CompletedProcess[str]:

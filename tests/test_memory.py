@@ -23,26 +23,28 @@ def bytes_of(loss: Callable[..., Tensor], n: int, d: int, k: int) -> dict[str, i
     return measure(loss, Inputs((z0, z1, masks), ()))
 
 
-def info_nce(reduction: str, subspace: Tensor | None = None) -> Callable[..., Tensor]:
-    symmetric = subspace is None
+def info_nce(reduction: str, kind: Tensor | None = None) -> Callable[..., Tensor]:
+    symmetric = kind is None
     return lambda z0, z1, masks: MF.subspace_info_nce(
-        z0, z1, masks, 0.2, subspace, reduction=reduction, symmetric=symmetric
+        z0, z1, masks, temperature=0.2, kind=kind, reduction=reduction, symmetric=symmetric
     ).mean()
 
 
-def nt_xent(reduction: str, subspace: Tensor | None = None) -> Callable[..., Tensor]:
-    return lambda z0, z1, masks: MF.subspace_nt_xent(z0, z1, masks, 0.2, subspace, reduction=reduction).mean()
+def nt_xent(reduction: str, kind: Tensor | None = None) -> Callable[..., Tensor]:
+    return lambda z0, z1, masks: MF.subspace_nt_xent(
+        z0, z1, masks, temperature=0.2, kind=kind, reduction=reduction
+    ).mean()
 
 
 N, D, K = 3000, 16, 4
 
 
-@pytest.mark.parametrize("factorised", [False, True])
+@pytest.mark.parametrize("of_one_kind", [False, True])
 @pytest.mark.parametrize("loss", [info_nce, nt_xent])
-def test_all_pairs_keep_blocks_alone(loss, factorised):
+def test_all_pairs_keep_blocks_alone(loss, of_one_kind):
     """With "none" nothing of size N x N exists: two blocks of scores, and a few arrays of the inputs' size."""
-    subspace = torch.arange(N) % K if factorised else None
-    got = bytes_of(loss("none", subspace), N, D, K)
+    kind = torch.arange(N) % K if of_one_kind else None
+    got = bytes_of(loss("none", kind), N, D, K)
     few = 40 * N * (D + K) * FLOAT
     assert got["peak"] <= 2 * BLOCK + few < N * N * FLOAT
     assert got["saved"] <= 8 * N * max(K, D) * FLOAT + 4096
@@ -70,8 +72,8 @@ PAIRS = {
     "distance": lambda z0, z1, masks: (MF.masked_distance(z0, z1, masks) * 1.5).mean(),
     "mean distance": lambda z0, z1, masks: MF.masked_distance(z0, z1, masks, reduction="mean"),
     "cosine": lambda z0, z1, masks: MF.masked_cosine_similarity(z0, z1, masks).mean(),
-    "factorised": lambda z0, z1, masks: MF.masked_distance(
-        z0, z1, masks, torch.arange(len(z0)) % len(masks), reduction="mean"
+    "of one kind": lambda z0, z1, masks: MF.masked_distance(
+        z0, z1, masks, kind=torch.arange(len(z0)) % len(masks), reduction="mean"
     ),
 }
 
@@ -88,8 +90,8 @@ def test_pairs_save_their_inputs_alone(name):
 def test_sensitivity_holds_nothing_of_all_subspaces(weighted):
     """Rows of sums, and where pairs are weighed the weighed views."""
     n, d, k = 512, 2048, 15
-    subspace, weight = torch.arange(n) % k, torch.rand(n) if weighted else None
-    got = bytes_of(lambda z0, z1, masks: MF.subspace_sensitivity(z0, z1, masks, subspace, weight).sum(), n, d, k)
+    options = {"kind": torch.arange(n) % k, "weight": torch.rand(n) if weighted else None}
+    got = bytes_of(lambda z0, z1, masks: MF.subspace_sensitivity(z0, z1, masks, **options).sum(), n, d, k)
     views = 2 * n * d * FLOAT if weighted else 0
     few = 16 * k * d * FLOAT
     assert got["saved"] <= views + few
