@@ -83,11 +83,11 @@ def info_nce(settings: Settings, shape: Shape | None = None) -> Case:
     scores = n * n * settings.dtype.itemsize
 
     def ours(z0: Tensor, z1: Tensor, masks: Tensor) -> Tensor:
-        return subspace_info_nce(z0, z1, masks, TEMPERATURE, symmetric=True, backend=settings.backend)
+        return subspace_info_nce(z0, z1, masks, temperature=TEMPERATURE, symmetric=True, backend=settings.backend)
 
     def ours_again(z0: Tensor, z1: Tensor, masks: Tensor) -> Tensor:
         return subspace_info_nce(
-            z0, z1, masks, TEMPERATURE, reduction="none", symmetric=True, backend=settings.backend
+            z0, z1, masks, temperature=TEMPERATURE, reduction="none", symmetric=True, backend=settings.backend
         ).mean()
 
     contenders = (
@@ -145,7 +145,7 @@ def nt_xent(settings: Settings) -> Case:
     n, d, k = shape
 
     def ours(z0: Tensor, z1: Tensor, masks: Tensor) -> Tensor:
-        return subspace_nt_xent(z0, z1, masks, TEMPERATURE, backend=settings.backend)
+        return subspace_nt_xent(z0, z1, masks, temperature=TEMPERATURE, backend=settings.backend)
 
     by_hand = Contender("loop over K", nt_xent_loop, "loop")
     found, missing = peers.nt_xent(settings.device, TEMPERATURE)

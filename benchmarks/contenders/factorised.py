@@ -1,4 +1,4 @@
-"""One subspace a sample: pair i differs in augmentation ``subspace[i]`` alone, and is measured there alone."""
+"""One subspace a sample: pair i differs in augmentation ``kind[i]`` alone, and is measured there alone."""
 
 from collections.abc import Callable
 
@@ -14,47 +14,47 @@ from mast_ops.functional import masked_distance
 Distances = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
-def loop(z0: Tensor, z1: Tensor, masks: Tensor, subspace: Tensor) -> Tensor:
+def loop(z0: Tensor, z1: Tensor, masks: Tensor, kind: Tensor) -> Tensor:
     distances, order = [], []
     for k, mask in enumerate(masks):
-        own = (subspace == k).nonzero()[:, 0]
+        own = (kind == k).nonzero()[:, 0]
         distances.append(((z0[own] - z1[own]) * mask).square().sum(1))
         order.append(own)
     return torch.cat(distances)[torch.cat(order).argsort()]
 
 
-def gathered_masks(z0: Tensor, z1: Tensor, masks: Tensor, subspace: Tensor) -> Tensor:
-    return ((z0 - z1) * masks[subspace]).square().sum(1)
+def gathered_masks(z0: Tensor, z1: Tensor, masks: Tensor, kind: Tensor) -> Tensor:
+    return ((z0 - z1) * masks[kind]).square().sum(1)
 
 
-def all_then_gather(z0: Tensor, z1: Tensor, masks: Tensor, subspace: Tensor) -> Tensor:
-    return ((z0 - z1).square() @ masks.square().T).gather(1, subspace[:, None]).squeeze(1)
+def all_then_gather(z0: Tensor, z1: Tensor, masks: Tensor, kind: Tensor) -> Tensor:
+    return ((z0 - z1).square() @ masks.square().T).gather(1, kind[:, None]).squeeze(1)
 
 
 def mean(distances: Distances) -> Loss:
-    def loss(z0: Tensor, z1: Tensor, masks: Tensor, subspace: Tensor, weight: Tensor) -> Tensor:
-        return distances(z0, z1, masks, subspace).mean()
+    def loss(z0: Tensor, z1: Tensor, masks: Tensor, kind: Tensor, weight: Tensor) -> Tensor:
+        return distances(z0, z1, masks, kind).mean()
 
     return loss
 
 
 def weighted(distances: Distances) -> Loss:
-    def loss(z0: Tensor, z1: Tensor, masks: Tensor, subspace: Tensor, weight: Tensor) -> Tensor:
-        return (distances(z0, z1, masks, subspace) * weight).sum()
+    def loss(z0: Tensor, z1: Tensor, masks: Tensor, kind: Tensor, weight: Tensor) -> Tensor:
+        return (distances(z0, z1, masks, kind) * weight).sum()
 
     return loss
 
 
 def factorised_mean(settings: Settings) -> Case:
-    def ours(z0: Tensor, z1: Tensor, masks: Tensor, subspace: Tensor, weight: Tensor) -> Tensor:
-        return masked_distance(z0, z1, masks, subspace, "mean", settings.backend)
+    def ours(z0: Tensor, z1: Tensor, masks: Tensor, kind: Tensor, weight: Tensor) -> Tensor:
+        return masked_distance(z0, z1, masks, kind=kind, reduction="mean", backend=settings.backend)
 
     return _case(settings, "factorised-mean", "mean masked distance, one subspace a sample", ours, mean)
 
 
 def factorised_none(settings: Settings) -> Case:
-    def ours(z0: Tensor, z1: Tensor, masks: Tensor, subspace: Tensor, weight: Tensor) -> Tensor:
-        return (masked_distance(z0, z1, masks, subspace, "none", settings.backend) * weight).sum()
+    def ours(z0: Tensor, z1: Tensor, masks: Tensor, kind: Tensor, weight: Tensor) -> Tensor:
+        return (masked_distance(z0, z1, masks, kind=kind, backend=settings.backend) * weight).sum()
 
     return _case(settings, "factorised-none", "masked distance of every pair, one subspace a sample", ours, weighted)
 

@@ -31,7 +31,7 @@ def sparse(settings: Settings) -> Case:
     shape = settings.shape(_LARGE, _LARGE, Shape(64, 256, 3))
 
     def ours(z0: Tensor, z1: Tensor, masks: Tensor) -> Tensor:
-        return subspace_info_nce(z0, z1, masks, TEMPERATURE, symmetric=True, backend=settings.backend)
+        return subspace_info_nce(z0, z1, masks, temperature=TEMPERATURE, symmetric=True, backend=settings.backend)
 
     def draw(generator: torch.Generator) -> Inputs:
         masks = (_draw_masks(shape, *variant, generator, settings.device) for variant in _VARIANTS)
