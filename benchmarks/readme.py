@@ -29,7 +29,7 @@ PAGES = {  # and the parts of each
     "README.md": ("result",),
     "benchmarks/README.md": DEVICES,
     "benchmarks/distributed/README.md": ("distributed",),
-    "benchmarks/evidence/README.md": ("evidence", "differences", "claims"),
+    "benchmarks/evidence/README.md": ("evidence", "differences", "claims", "ablations"),
     "examples/README.md": METHODS,
 }
 UNMEASURED = "Not measured."
@@ -67,7 +67,10 @@ def part(name: str, folder: Path, results: Path) -> str:
     file = results / EVIDENCE / "results.json"
     if name == "evidence" or not file.exists():
         return evidence(file, brief=True)
-    made: str = getattr(claims, name)(json.loads(file.read_text()))
+    document = json.loads(file.read_text())
+    if name == "ablations":
+        return claims.ablations(json.loads((file.parent / "ablations.json").read_text()), document)
+    made: str = getattr(claims, name)(document)
     return made
 
 
