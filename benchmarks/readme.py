@@ -1,12 +1,14 @@
-"""Tables from the JSON files in ``benchmarks/results/{cpu,gpu}``: short ones in README, all of them beside the files.
+"""The parts of the READMEs that are made from files: tables, sentences with figures, and diffs of the examples.
 
 python -m benchmarks.readme            # write them
 python -m benchmarks.readme --check    # fail where they are out of date
 
-README holds a marker where a device's table begins and one where it ends.
+Tables come from the JSON files in ``benchmarks/results``, diffs from ``examples``. A page holds a marker where such a
+part begins and one where it ends; the page in ``benchmarks/results`` is made as a whole.
 """
 
 import argparse
+import difflib
 import json
 import os
 import re
@@ -16,50 +18,90 @@ from typing import Any
 
 from benchmarks import summary, tables
 from benchmarks.distributed import __main__ as distributed
-from benchmarks.evidence import report
+from benchmarks.evidence import claims, report
 
 ROOT = Path(__file__).parent.parent
 DEVICES = ("cpu", "gpu")
+METHODS = ("simclr", "byol", "vicreg")
 RANKS = Path("cpu") / "distributed.json"
-EVIDENCE = Path("evidence")  # a folder: README has its main file's methods
+EVIDENCE = Path("evidence")  # a folder: pages but the full one show its main file
+PAGES = {  # and the parts of each
+    "README.md": ("result",),
+    "benchmarks/README.md": DEVICES,
+    "benchmarks/distributed/README.md": ("distributed",),
+    "benchmarks/evidence/README.md": ("evidence", "differences", "claims", "ablations"),
+    "examples/README.md": METHODS,
+}
+UNMEASURED = "Not measured."
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser("python -m benchmarks.readme", description=__doc__)
-    parser.add_argument("--readme", type=Path, default=ROOT / "README.md")
+    parser.add_argument("--root", type=Path, default=ROOT, help="holds README.md and the folders of the others")
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results", help="holds cpu/ and gpu/")
-    parser.add_argument("--check", action="store_true", help="write nothing, fail where README is out of date")
+    parser.add_argument("--check", action="store_true", help="write nothing, fail where a page is out of date")
     args = parser.parse_args(argv)
-    front = args.readme.read_text()
-    for device in DEVICES:
-        front = replace(front, device, short(args.results / device, args.readme.parent))
-    front = replace(front, "distributed", ranks(args.results / RANKS, brief=True))
-    front = replace(front, "evidence", evidence(args.results / EVIDENCE / "results.json", brief=True))
-    full = "\n\n".join(
-        [
-            "# What `python -m benchmarks` measured",
-            "Made by `python -m benchmarks.readme` from the JSON files here.",
-            tables.LEGEND,
-            *(f"## {device.upper()}\n\n{block(args.results / device, args.results)}" for device in DEVICES),
-            f"## Many ranks\n\n{ranks(args.results / RANKS)}",
-            "## Evidence",
-            *(evidence(file) for file in sorted((args.results / EVIDENCE).glob("*.json"), reverse=True)),
-        ]
-    )
-    for path, new in ((args.readme, front), (args.results / "README.md", full + "\n")):
+    pages = {args.root / name: page(args.root / name, parts, args.results) for name, parts in PAGES.items()}
+    for path, new in {**pages, args.results / "README.md": full(args.results)}.items():
         if not args.check:
             path.write_text(new)
         elif not path.exists() or path.read_text() != new:
-            sys.exit(f"error: {path}: got tables that differ from {args.results}, wanted: python -m benchmarks.readme")
+            sys.exit(f"error: {path}: got parts that differ from their sources, wanted: python -m benchmarks.readme")
 
 
-def replace(text: str, device: str, tables_: str) -> str:
-    start, end = f"<!-- benchmarks:{device} -->", f"<!-- /benchmarks:{device} -->"
+def page(path: Path, parts: tuple[str, ...], results: Path) -> str:
+    """A page with its parts made anew."""
+    text = path.read_text()
+    for name in parts:
+        text = replace(text, name, part(name, path.parent, results))
+    return text
+
+
+def part(name: str, folder: Path, results: Path) -> str:
+    if name in METHODS:
+        return diff(name)
+    if name in DEVICES:
+        return short(results / name, folder)
+    if name == "distributed":
+        return ranks(results / RANKS, brief=True)
+    file = results / EVIDENCE / "results.json"
+    if name == "evidence" or not file.exists():
+        return evidence(file, brief=True)
+    document = json.loads(file.read_text())
+    if name == "ablations":
+        return claims.ablations(json.loads((file.parent / "ablations.json").read_text()), document)
+    made: str = getattr(claims, name)(document)
+    return made
+
+
+def full(results: Path) -> str:
+    """Everything that was measured."""
+    parts = [
+        "# What `python -m benchmarks` measured",
+        "Made by `python -m benchmarks.readme` from the JSON files here.",
+        tables.LEGEND,
+        *(f"## {device.upper()}\n\n{block(results / device, results)}" for device in DEVICES),
+        f"## Many ranks\n\n{ranks(results / RANKS)}",
+        "## Evidence",
+        *(evidence(file) for file in sorted((results / EVIDENCE).glob("*.json"), reverse=True)),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def replace(text: str, name: str, new: str) -> str:
+    start, end = f"<!-- benchmarks:{name} -->", f"<!-- /benchmarks:{name} -->"
     for marker in (start, end):
         if text.count(marker) != 1:
             raise ValueError(f"README: got {text.count(marker)} markers {marker}, wanted one")
     pattern = re.compile(re.escape(start) + ".*?" + re.escape(end), re.DOTALL)
-    return pattern.sub(lambda _: f"{start}\n{tables_}\n{end}", text)
+    return pattern.sub(lambda _: f"{start}\n{new}\n{end}", text)
+
+
+def diff(method: str) -> str:
+    """The lines in which an example differs from its plain form."""
+    plain, mast = ((ROOT / "examples" / f"{method}{kind}.py").read_text().splitlines() for kind in ("_plain", ""))
+    lines = [line[0] + line[2:] for line in difflib.ndiff(plain, mast) if line[0] in "-+"]
+    return "\n".join(["```diff", *lines, "```"])
 
 
 def short(folder: Path, root: Path) -> str:
@@ -70,13 +112,13 @@ def short(folder: Path, root: Path) -> str:
         part for document, operators in measured for part in (tables.caption(document), summary.markdown(operators))
     ]
     parts += [summary.LEGEND] if parts else []
-    return "\n\n".join([*parts, *(picture for *_, picture in found if picture)]) or "Not measured."
+    return "\n\n".join([*parts, *(picture for *_, picture in found if picture)]) or UNMEASURED
 
 
 def ranks(file: Path, brief: bool = False) -> str:
     """What a batch over many ranks costs each of them, under a caption."""
     if not file.exists():
-        return "Not measured."
+        return UNMEASURED
     document = json.loads(file.read_text())
     commit, date, torch = document["git"]["commit"], document["date"], document["versions"]["torch"]
     caption = f"gloo on CPU, torch {torch}; commit {(commit or 'none')[:9]}, {date[:10]}. `{document['command']}`"
@@ -86,7 +128,7 @@ def ranks(file: Path, brief: bool = False) -> str:
 def evidence(file: Path, brief: bool = False) -> str:
     """What features are worth, under a caption."""
     if not file.exists():
-        return "Not measured."
+        return UNMEASURED
     document = json.loads(file.read_text())
     machine, settings, seeds = document["machine"], document["settings"], ", ".join(map(str, document["seeds"]))
     caption = (
@@ -104,7 +146,7 @@ def block(folder: Path, root: Path) -> str:
         parts.append(tables.caption(document))
         parts += [tables.markdown(name, operator) for name, operator in operators.items()]
         parts += [picture] if picture else []
-    return "\n\n".join(parts) or "Not measured."
+    return "\n\n".join(parts) or UNMEASURED
 
 
 def _newest(folder: Path, root: Path) -> list[tuple[dict[str, Any], dict[str, Any], str | None]]:

@@ -1,4 +1,4 @@
-"""README's short table: for each form of each operator mast_ops, the loop by hand, and the fastest of the others."""
+"""The short table: for each form of each operator mast_ops, the loop by hand, and the fastest of the others."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ LEGEND = (
     "peer, whichever is the fastest at the same problem. *Extra*: the most allocated at once beside inputs and "
     "gradients. "
     "*Limit*: the least arithmetic and traffic over the rates measured in the same run. All contenders, forward alone, "
-    "spread, errors and formulas: [benchmarks/results](benchmarks/results/README.md)."
+    "spread, errors and formulas: [results](results/README.md)."
 )
 
 

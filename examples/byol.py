@@ -17,19 +17,19 @@ args = parser.parse_args()
 torch.manual_seed(args.seed)
 
 images, labels = digits.load_images()
-views = FactorizedViews(digits.AUGMENTATIONS, batched=True)
+views = FactorizedViews(digits.AUGMENTATIONS, pairs="mixed", batched=True)
 backbone = digits.make_backbone()
 projector = digits.make_projector()
-predictor = MaskedSubspaceHead(digits.make_projector(), subspaces=views.subspaces)
+predictor = MaskedSubspaceHead(digits.make_projector(), views.augmentations, kinds=views.kinds)
 target = copy.deepcopy(nn.Sequential(backbone, projector)).requires_grad_(False)
 online = nn.Sequential(backbone, projector, predictor)
 optimizer = torch.optim.AdamW(online.parameters(), lr=2e-3)
 
 for _ in (progress := tqdm(range(args.steps))):
     x = images[torch.randint(len(images), (digits.BATCH,))]
-    view0, view1, subspace = views(x)
+    view0, view1, kind = views(x)
     pairs = (online(view0), target(view1)), (online(view1), target(view0))
-    loss = sum(SubspaceCosineLoss()(p, t, subspace=subspace) for p, t in pairs) / 2
+    loss = sum(SubspaceCosineLoss()(p, t, kind=kind) for p, t in pairs) / 2
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()

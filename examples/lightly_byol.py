@@ -24,7 +24,7 @@ augmentations = {
     "rotate": T.RandomRotation(45),
     "color": T.ColorJitter(0.8, 0.8, 0.8, 0.2),
 }
-transform = FactorizedViews(augmentations)
+transform = FactorizedViews(augmentations, pairs="mixed")
 
 
 class BYOL(nn.Module):
@@ -32,7 +32,8 @@ class BYOL(nn.Module):
         super().__init__()
         self.backbone = backbone
         self.projection_head = BYOLProjectionHead(128, 256, 128)
-        self.prediction_head = MaskedSubspaceHead(BYOLPredictionHead(128, 256, 128), transform.subspaces)
+        predictor = BYOLPredictionHead(128, 256, 128)
+        self.prediction_head = MaskedSubspaceHead(predictor, transform.augmentations, kinds=transform.kinds)
         self.backbone_momentum = copy.deepcopy(self.backbone)
         self.projection_head_momentum = copy.deepcopy(self.projection_head)
         deactivate_requires_grad(self.backbone_momentum)
@@ -52,10 +53,10 @@ optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
 for views, _ in (progress := tqdm(digits.loader(transform, args.steps))):
     update_momentum(model.backbone, model.backbone_momentum, m=0.99)
     update_momentum(model.projection_head, model.projection_head_momentum, m=0.99)
-    x0, x1, subspace = views
+    x0, x1, kind = views
     p0, z0 = model(x0), model.forward_momentum(x0)
     p1, z1 = model(x1), model.forward_momentum(x1)
-    loss = 0.5 * (criterion(p0, z1, subspace=subspace) + criterion(p1, z0, subspace=subspace))
+    loss = 0.5 * (criterion(p0, z1, kind=kind) + criterion(p1, z0, kind=kind))
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()

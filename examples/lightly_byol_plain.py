@@ -33,7 +33,8 @@ class BYOL(nn.Module):
         super().__init__()
         self.backbone = backbone
         self.projection_head = BYOLProjectionHead(128, 256, 128)
-        self.prediction_head = BYOLPredictionHead(128, 256, 128)
+        predictor = BYOLPredictionHead(128, 256, 128)
+        self.prediction_head = predictor
         self.backbone_momentum = copy.deepcopy(self.backbone)
         self.projection_head_momentum = copy.deepcopy(self.projection_head)
         deactivate_requires_grad(self.backbone_momentum)

@@ -22,14 +22,15 @@ augmentations = {
     "rotate": T.RandomRotation(45),
     "color": T.ColorJitter(0.8, 0.8, 0.8, 0.2),
 }
-transform = FactorizedViews(augmentations)
+transform = FactorizedViews(augmentations, pairs="mixed")
 
 
 class SimCLR(nn.Module):
     def __init__(self, backbone: nn.Module) -> None:
         super().__init__()
         self.backbone = backbone
-        self.projection_head = MaskedSubspaceHead(SimCLRProjectionHead(128, 128, 128), transform.subspaces)
+        projector = SimCLRProjectionHead(128, 128, 128)
+        self.projection_head = MaskedSubspaceHead(projector, transform.augmentations, kinds=transform.kinds)
 
     def forward(self, x):
         return self.projection_head(self.backbone(x))
@@ -40,9 +41,9 @@ criterion = SubspaceNTXentLoss(temperature=0.5)
 optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
 
 for views, _ in (progress := tqdm(digits.loader(transform, args.steps))):
-    x0, x1, subspace = views
+    x0, x1, kind = views
     z0, z1 = model(x0), model(x1)
-    loss = criterion(z0, z1, subspace=subspace)
+    loss = criterion(z0, z1, kind=kind)
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()

@@ -30,7 +30,8 @@ class SimCLR(nn.Module):
     def __init__(self, backbone: nn.Module) -> None:
         super().__init__()
         self.backbone = backbone
-        self.projection_head = SimCLRProjectionHead(128, 128, 128)
+        projector = SimCLRProjectionHead(128, 128, 128)
+        self.projection_head = projector
 
     def forward(self, x):
         return self.projection_head(self.backbone(x))

@@ -21,22 +21,23 @@ augmentations = {
     "rotate": T.RandomRotation(45),
     "color": T.ColorJitter(0.8, 0.8, 0.8, 0.2),
 }
-transform = FactorizedViews(augmentations)
+transform = FactorizedViews(augmentations, pairs="mixed")
 
 
 class VICReg(pl.LightningModule):
     def __init__(self) -> None:
         super().__init__()
         self.backbone = digits.make_backbone()
-        self.projection_head = MaskedSubspaceHead(VICRegProjectionHead(128, 256, 256), transform.subspaces)
+        projector = VICRegProjectionHead(128, 256, 256)
+        self.projection_head = MaskedSubspaceHead(projector, transform.augmentations, kinds=transform.kinds)
         self.criterion = SubspaceVICRegLoss()
 
     def forward(self, x):
         return self.projection_head(self.backbone(x))
 
     def training_step(self, batch, batch_index):
-        (x0, x1, subspace), _ = batch
-        loss = self.criterion(self(x0), self(x1), subspace=subspace)
+        (x0, x1, kind), _ = batch
+        loss = self.criterion(self(x0), self(x1), kind=kind)
         self.log("loss", loss, prog_bar=True)
         return loss
 

@@ -29,7 +29,8 @@ class VICReg(pl.LightningModule):
     def __init__(self) -> None:
         super().__init__()
         self.backbone = digits.make_backbone()
-        self.projection_head = VICRegProjectionHead(128, 256, 256)
+        projector = VICRegProjectionHead(128, 256, 256)
+        self.projection_head = projector
         self.criterion = VICRegLoss()
 
     def forward(self, x):

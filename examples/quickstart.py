@@ -1,4 +1,4 @@
-"""Plain VICReg, MAST, and MAST without its masks on real handwritten digits, probed on five tasks.
+"""Plain VICReg, MAST, and MAST without its masks, on real handwritten digits, probed on five tasks.
 
 Every training image is a real digit (scikit-learn's, inside its wheel) seen under five augmentations: scale,
 rotation, shift, colour and blur. Each task asks for something that one of the augmentations changes, so no
@@ -35,12 +35,12 @@ from digits import (
 from mast_ops import FactorizedViews, MaskedSubspaceHead, SubspaceVICRegLoss
 from mast_ops.plots import plot_masks, plot_overlap, plot_uncertainty
 
-METHODS = {  # name: (has masks, share of pairs that differ in every augmentation, what the table calls it)
-    "vicreg": (False, 1.0, "VICReg: composed pairs"),
-    "no_masks": (False, 0.0, "factorised pairs, no masks"),
-    "mast": (True, 0.0, "factorised pairs, MAST"),
-    "mixed_no_masks": (False, 0.5, "half composed, no masks"),
-    "mixed_mast": (True, 0.5, "half composed, MAST"),
+METHODS = {  # name: (has masks, which augmentations differ in its pairs, what the table calls it)
+    "vicreg": (False, "all", "VICReg: all differ"),
+    "no_masks": (False, "single", "one differs, no masks"),
+    "single_mast": (True, "single", "one differs, MAST"),
+    "mixed_no_masks": (False, "mixed", "one or all differ, no masks"),
+    "mast": (True, "mixed", "one or all differ, MAST"),
 }
 
 
@@ -49,13 +49,13 @@ METHODS = {  # name: (has masks, share of pairs that differ in every augmentatio
 
 def train(method: str, images: Tensor, steps: int, seed: int) -> tuple[nn.Module, MaskedSubspaceHead | None]:
     torch.manual_seed(seed)
-    masked, composed, title = METHODS[method]
-    views = FactorizedViews(AUGMENTATIONS, composed=composed, batched=True)
+    masked, pairs, title = METHODS[method]
+    views = FactorizedViews(AUGMENTATIONS, pairs=pairs, batched=True)
     backbone, projector = make_backbone(), make_projector()
     criterion = SubspaceVICRegLoss()
     groups = [{"params": [*backbone.parameters(), *projector.parameters()]}]
     if masked:
-        head = MaskedSubspaceHead(projector, views.subspaces, uncertainty="subspace", composed=views.composed)
+        head = MaskedSubspaceHead(projector, views.augmentations, kinds=views.kinds, uncertainty="subspace")
         groups[0]["params"] += head.uncertainty.parameters()
         groups.append({"params": head.masks.parameters()})
     optimizer = torch.optim.Adam(groups, lr=2e-3)
@@ -64,10 +64,10 @@ def train(method: str, images: Tensor, steps: int, seed: int) -> tuple[nn.Module
 
     progress = tqdm(range(steps), desc=f"{title:27s} seed {seed}", mininterval=0.5)
     for step in progress:
-        view0, view1, subspace = views(images[torch.randint(len(images), (BATCH,))])
+        view0, view1, kind = views(images[torch.randint(len(images), (BATCH,))])
         h0, h1 = backbone(torch.cat([view0, view1])).chunk(2)
         if masked:
-            loss = criterion(head(h0), head(h1), subspace=subspace)
+            loss = criterion(head(h0), head(h1), kind=kind)
         else:
             loss = criterion(projector(h0), projector(h1), masks=plain)
         optimizer.zero_grad()

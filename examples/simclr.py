@@ -15,16 +15,16 @@ args = parser.parse_args()
 torch.manual_seed(args.seed)
 
 images, labels = digits.load_images()
-views = FactorizedViews(digits.AUGMENTATIONS, batched=True)
+views = FactorizedViews(digits.AUGMENTATIONS, pairs="mixed", batched=True)
 backbone = digits.make_backbone()
-projector = MaskedSubspaceHead(digits.make_projector(), subspaces=views.subspaces)
+projector = MaskedSubspaceHead(digits.make_projector(), views.augmentations, kinds=views.kinds)
 optimizer = torch.optim.AdamW([*backbone.parameters(), *projector.parameters()], lr=2e-3)
 
 for _ in (progress := tqdm(range(args.steps))):
     x = images[torch.randint(len(images), (digits.BATCH,))]
-    view0, view1, subspace = views(x)
+    view0, view1, kind = views(x)
     z0, z1 = projector(backbone(view0)), projector(backbone(view1))
-    loss = SubspaceNTXentLoss()(z0, z1, subspace=subspace)
+    loss = SubspaceNTXentLoss()(z0, z1, kind=kind)
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()

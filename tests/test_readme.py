@@ -1,4 +1,4 @@
-"""The lines of README's table of codebases are run, row by row, in the surroundings that each codebase gives them.
+"""README is short and its lines run; those of the table of codebases run in the surroundings that a codebase gives them.
 
 Peers are imported where they are used: the processes of a group import this file too.
 """
@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 import mast_ops
+from benchmarks import readme
 from benchmarks.distributed.ranks import Ranks
 from mast_ops import FactorizedViews, MaskedSubspaceHead, SubspaceNTXentLoss, SubspaceVICRegLoss
 
@@ -25,8 +26,8 @@ N, DIM = 6, 10
 
 def rows() -> dict[str, list[str]]:
     """Lines of code by codebase."""
-    readme = (ROOT / "README.md").read_text()
-    table = readme.split("<!-- codebases -->")[1].split("<!-- /codebases -->")[0].strip().splitlines()[2:]
+    page = (ROOT / "examples" / "README.md").read_text()
+    table = page.split("<!-- codebases -->")[1].split("<!-- /codebases -->")[0].strip().splitlines()[2:]
     cells = (re.fullmatch(r"\| (.*?) \| (.*) \|", line).groups() for line in table)
     return {name: re.findall(r"`([^`]+)`", code) for name, code in cells}
 
@@ -50,7 +51,7 @@ class Scope(dict):
 
     def __missing__(self, name):
         if not hasattr(self.makers, name):
-            raise KeyError(name)  # a builtin, or a name that README should not use
+            raise KeyError(name)  # a builtin, or a name that a page should not use
         return self.setdefault(name, getattr(self.makers, name)(self))
 
     def __init__(self, names=(), makers: type | None = None) -> None:
@@ -67,7 +68,7 @@ class Makers:
 
     @staticmethod
     def views(scope):
-        return FactorizedViews(scope["augmentations"], batched=True)
+        return FactorizedViews(scope["augmentations"], pairs="mixed", batched=True)
 
     @staticmethod
     def images(scope):
@@ -93,7 +94,7 @@ class Makers:
 
     @staticmethod
     def head(scope):
-        return MaskedSubspaceHead(scope["projector"], scope["views"].subspaces)
+        return MaskedSubspaceHead(scope["projector"], scope["views"].augmentations, kinds=scope["views"].kinds)
 
     @staticmethod
     def model(scope):
@@ -116,7 +117,7 @@ class Makers:
         return scope["pair"][1]
 
     @staticmethod
-    def subspace(scope):
+    def kind(scope):
         return scope["pair"][2]
 
 
@@ -132,6 +133,38 @@ def assert_trains(scope: Scope, *modules: nn.Module) -> None:
     scope["loss"].backward()
     for module in modules:
         assert all(p.grad is not None for p in module.parameters() if p.requires_grad)
+
+
+PAGES = [ROOT / name for name in (*readme.PAGES, "mast_ops/README.md", "benchmarks/results/README.md")]
+
+
+def test_readme_is_a_front_door():
+    """A page that grows past this is one that nobody reads to its end."""
+    assert len((ROOT / "README.md").read_bytes()) <= 8192
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page):
+    links = re.findall(r"\]\(([^)]+)\)", page.read_text())
+    for link in links:
+        assert link.startswith("https://") or (page.parent / link.split("#")[0]).exists(), link
+
+
+def test_every_page_is_reached_from_readme():
+    front = (ROOT / "README.md").read_text()
+    for page in PAGES[1:]:
+        name = page.relative_to(ROOT).as_posix()
+        assert name in front or name == "benchmarks/results/README.md"
+
+
+def test_readme_snippet_trains():
+    """The names that a reader has already are made here, all else is the snippet's."""
+    (snippet,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    augmentations = [lambda x: x + torch.rand(len(x), 1, 1, 1), lambda x: x * torch.rand(len(x), 1, 1, 1)]
+    names = {"crop": augmentations[0], "jitter": augmentations[1], "blur": lambda x: x + torch.rand(len(x), 3, 1, 1)}
+    scope = execute([snippet], names)
+    assert scope["features"].shape == (N, DIM)
+    assert_trains(scope, scope["head"], scope["backbone"])
 
 
 def test_every_row_is_run():
@@ -179,7 +212,7 @@ def test_lightly():
     makers = type("_", (Makers,), {"batch": staticmethod(samples)})
     names = {"SimCLRProjectionHead": SimCLRProjectionHead, "self": model, "model": model}
     scope = execute(row("lightly"), names, makers)
-    assert scope["subspace"].shape == (N,)
+    assert scope["kind"].shape == (N,)
     assert_trains(scope, model)
 
 
@@ -200,7 +233,7 @@ def test_lightning():
             return torch.optim.SGD(self.parameters(), lr=0.1)
 
     once, step = split("Lightning")
-    views = FactorizedViews(Makers.augmentations(None))
+    views = FactorizedViews(Makers.augmentations(None), pairs="mixed")
     loader = torch.utils.data.DataLoader([(views(x), 0) for x in torch.randn(2 * N, 3, 8, 8)], N)
     trainer = pl.Trainer(
         max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
