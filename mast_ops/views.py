@@ -44,10 +44,10 @@ class FactorizedViews:
             random: what is not (to tensor, normalise) belongs to finalize. It should not mix the samples of a
             batch: some draws are made for a part of the batch.
         pairs: what the pairs differ in. Default "mixed": half of them in one augmentation, which teaches each mask
-            what its augmentation moves; half in all, as in plain training. It did best in our experiments
-            (README, Evidence). Further "single", "all", "all_but_one"; a float p, with which each augmentation
-            differs with probability p, given that one at least does; or a boolean table (S, K), a row for each
-            kind of pair and True where it differs. `mast_ops.kinds.kinds_of` says more.
+            what its augmentation moves; half in all, as in plain training. This is the setting that our evidence
+            recommends (README, "Does it help?"). Further "single", "all", "all_but_one"; a float p, with which each
+            augmentation differs with probability p, given that one at least does; or a boolean table (S, K), a row
+            for each kind of pair and True where it differs. `mast_ops.kinds.kinds_of` says more.
         weights: the share of each kind, S finite numbers >= 0 that are not all 0; divided by their sum. Default:
             those of the name, or even ones for a table. Not beside a float p, which says the shares itself.
         batched: whether x is a batch or one item. Asked, because guessing from the axes goes wrong unseen.
@@ -243,6 +243,8 @@ class FactorizedViews:
             _check_deterministic(name, call, image, seeds)
         else:
             results, drew = _trial(name, call, image, seeds)
+            if self._batched:
+                _check_rows(name, results[0], len(image))
             if all(_same(result, results[0]) for result in results):
                 if not drew and uses_left > 1:
                     self._uses_on_trial[name] -= 1
@@ -437,6 +439,6 @@ def _check_item(name: str, y: Any) -> None:
     shape = tuple(getattr(y, "shape", ()))
     if len(shape) > 3:
         raise ValueError(
-            f"{name}: got one image and gave shape {shape}, wanted one of up to three axes (kornia: keepdim=True),"
-            " or batched=True for augmentations of a batch"
+            f"{name}: got one image and gave shape {shape}, wanted one of up to three axes (kornia: keepdim=True), "
+            "or batched=True for augmentations of a batch"
         )

@@ -1,11 +1,19 @@
-"""Pairs that share every draw but one: read off augmentations that write their draw into the image."""
+"""Pairs that share every draw but those of their kind: read off augmentations that write their draw into the image."""
 
 import doctest
 import importlib.util
 import itertools
+import math
+import multiprocessing
+import os
 import pickle
 import random
 import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import pytest
@@ -46,16 +54,29 @@ def stamps(num: int = 3, **options) -> dict[str, Stamp]:
     return {name: Stamp(column, **options) for column, name in zip(range(num), "abcdefgh", strict=False)}
 
 
+one_draw_for_a_batch = pytest.mark.filterwarnings("ignore:.*one draw for all samples of a batch")
+
+
+def quiet(num: int) -> dict[str, Stamp]:
+    """For tests of the kinds alone: the cheapest random augmentations."""
+    return stamps(num)
+
+
+def nothing(x: Any) -> Any:
+    """Draws, as an augmentation must, and makes nothing of it."""
+    random.random()
+    return x
+
+
 def images(num: int) -> Tensor:
     return torch.full((num, 1, 2, 9), -1.0)
 
 
-def assert_factorized(pair: ViewPair, num: int, x: Tensor) -> None:
-    """Column k, -1 plus a draw, agrees just where the subspace is neither k nor composed; the rest is x's."""
-    view0, view1, subspace = pair
-    subspace = torch.as_tensor(subspace)[..., None]
-    shared = (subspace != torch.arange(num)) & (subspace != num)
-    assert torch.equal(view0[..., 0, 0, :num] == view1[..., 0, 0, :num], shared)
+def assert_factorized(pair: ViewPair, kinds: Tensor, x: Tensor) -> None:
+    """Column k, -1 plus a draw, agrees just where the pair's kind shares augmentation k; the rest is x's."""
+    view0, view1, kind = pair
+    num = kinds.shape[1]
+    assert torch.equal(view0[..., 0, 0, :num] != view1[..., 0, 0, :num], kinds[kind])
     for view in (view0, view1):
         assert ((view > -1) & (view < 0))[..., :num].all()  # once, not twice
         assert torch.equal(view[..., num:], x[..., num:])
@@ -68,16 +89,20 @@ def _seeded():
     np.random.seed(0)
 
 
+PAIRS = ["single", "all", "mixed", "all_but_one", 0.4, [[True, True, False], [False, False, True]]]
+
+
+@one_draw_for_a_batch
 @pytest.mark.parametrize("per_sample", [True, False])
 @pytest.mark.parametrize("source", DRAWS)
-@pytest.mark.parametrize("composed", [0.0, 0.3])
-def test_batch_shares_all_draws_but_one(source, per_sample, composed):
+@pytest.mark.parametrize("pairs", PAIRS)
+def test_batch_differs_in_its_kinds_alone(source, per_sample, pairs):
     x = images(8)
-    views = FactorizedViews(stamps(source=source, per_sample=per_sample), batched=True, composed=composed)
+    views = FactorizedViews(stamps(source=source, per_sample=per_sample), batched=True, pairs=pairs)
     seen = []
     for _ in range(3):
         pair = views(x)
-        assert_factorized(pair, 3, x)
+        assert_factorized(pair, views.kinds, x)
         drawn = pair.view0[:, 0, 0, :3]
         assert len(drawn.unique()) == (24 if per_sample else 3)
         seen.append(drawn[0])
@@ -86,73 +111,124 @@ def test_batch_shares_all_draws_but_one(source, per_sample, composed):
 
 
 @pytest.mark.parametrize("source", DRAWS)
-@pytest.mark.parametrize("composed", [0.0, 0.3])
-def test_item_shares_all_draws_but_one(source, composed):
+@pytest.mark.parametrize("pairs", PAIRS)
+def test_item_differs_in_its_kind_alone(source, pairs):
     x = images(1)[0]
-    views = FactorizedViews(stamps(source=source), composed=composed)
-    pairs = [views(x) for _ in range(20)]
-    for pair in pairs:
-        assert type(pair.subspace) is int
-        assert_factorized(pair, 3, x)
-    assert {pair.subspace for pair in pairs} == set(range(4 if composed else 3))
-    assert len({float(pair.view0[0, 0, 0]) for pair in pairs}) == 20
+    views = FactorizedViews(stamps(source=source), pairs=pairs)
+    pairs_made = [views(x) for _ in range(28)]
+    for pair in pairs_made:
+        assert type(pair.kind) is int
+        assert_factorized(pair, views.kinds, x)
+    assert {pair.kind for pair in pairs_made} == set(range(len(views.kinds)))
+    assert len({float(pair.view0[0, 0, 0]) for pair in pairs_made}) == 28
     assert (x == -1).all()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
-    num=st.integers(1, 6),
+    data=st.data(),
+    num=st.integers(1, 5),
     num_samples=st.integers(1, 17),
-    composed=st.sampled_from([0.0, 0.1, 0.5, 1.0]),
     per_sample=st.booleans(),
     seed=st.integers(0, 2**32),
 )
-def test_any_batch_is_factorized_and_balanced(num, num_samples, composed, per_sample, seed):
+@one_draw_for_a_batch
+def test_any_table_and_weights_are_kept_to(data, num, num_samples, per_sample, seed):
+    row = st.lists(st.booleans(), min_size=num, max_size=num).filter(any)
+    table = data.draw(st.lists(row, min_size=1, max_size=6, unique_by=tuple), label="table")
+    weight = st.one_of(st.integers(0, 5), st.floats(0, 1e6))
+    weights = data.draw(st.lists(weight, min_size=len(table), max_size=len(table)).filter(any), label="weights")
     x = images(num_samples)
+    views = FactorizedViews(
+        stamps(num, per_sample=per_sample),
+        pairs=table,
+        weights=weights,
+        batched=True,
+        generator=torch.Generator().manual_seed(seed),
+    )
+    pair = views(x)
+    assert_factorized(pair, torch.tensor(table), x)
+    assert pair.kind.shape == (num_samples,)
+    assert pair.kind.dtype == torch.int64
+    counts = torch.bincount(pair.kind, minlength=len(table)).tolist()
+    for count, weight in zip(counts, weights, strict=True):
+        expected = Fraction(weight) / sum(map(Fraction, weights)) * num_samples
+        nearest = round(expected) if abs(expected - round(expected)) < 1e-9 else expected  # but for rounding
+        assert math.floor(nearest) <= count <= math.ceil(nearest)
+
+
+@given(num=st.integers(1, 6), num_samples=st.integers(1, 40), seed=st.integers(0, 2**32))
+def test_even_weights_give_counts_one_apart_at_most(num, num_samples, seed):
     generator = torch.Generator().manual_seed(seed)
-    aug = stamps(num, per_sample=per_sample)
-    pair = FactorizedViews(aug, batched=True, composed=composed, generator=generator)(x)
-    assert_factorized(pair, num, x)
-    assert pair.subspace.shape == (num_samples,)
-    assert pair.subspace.dtype == torch.int64
-    *counts, num_composed = torch.bincount(pair.subspace, minlength=num + 1).tolist()
-    assert max(counts) - min(counts) <= 1
-    assert abs(num_composed - num_samples * composed) < 1
+    kind = FactorizedViews(quiet(num), pairs="single", batched=True, generator=generator)(images(num_samples)).kind
+    counts = torch.bincount(kind, minlength=num)
+    assert counts.max() - counts.min() <= 1
 
 
 def test_remainder_and_order_of_a_batch_are_random():
-    views = FactorizedViews(stamps(), batched=True)
-    subspaces = [views(images(4)).subspace for _ in range(60)]
-    assert {int(s.bincount().argmax()) for s in subspaces} == {0, 1, 2}
-    assert {int(s[0]) for s in subspaces} == {0, 1, 2}
+    views = FactorizedViews(stamps(), pairs="single", batched=True)
+    kinds = [views(images(4)).kind for _ in range(60)]
+    assert {int(kind.bincount().argmax()) for kind in kinds} == {0, 1, 2}
+    assert {int(kind[0]) for kind in kinds} == {0, 1, 2}
 
 
-def test_composed_fraction_is_exact_on_average():
-    views = FactorizedViews(stamps(2), batched=True, composed=0.25)
-    counts = [int((views(images(10)).subspace == 2).sum()) for _ in range(300)]
-    assert set(counts) == {2, 3}
-    assert sum(counts) / 300 == pytest.approx(2.5, abs=0.1)
-    views = FactorizedViews(stamps(2), composed=0.25)
-    assert sum(views(images(1)[0]).subspace == 2 for _ in range(600)) == pytest.approx(150, abs=40)
+@pytest.mark.parametrize("batched", [True, False])
+def test_shares_are_exact_on_average(batched):
+    weights = [0.25, 0.1, 0.65]
+    views = FactorizedViews(quiet(2), pairs="mixed", weights=weights, batched=batched)
+    kinds = [torch.as_tensor(views(images(5) if batched else images(1)[0]).kind) for _ in range(600)]
+    # A batch's count, or a round's, is off by one at most: so is the mean's error by a fair bound of 4 of its own.
+    counts = torch.bincount(torch.stack(kinds).flatten(), minlength=3)
+    rounds = 600 if batched else 200
+    assert (counts / counts.sum()).tolist() == pytest.approx(weights, abs=4 * 0.5 * rounds**0.5 / int(counts.sum()))
 
 
-@pytest.mark.parametrize("composed", [0.0, 0.4])
-def test_deck_holds_each_subspace_once(composed):
-    views = FactorizedViews(stamps(4), composed=composed)
-    dealt = [s for s in (views(images(1)[0]).subspace for _ in range(100)) if s < 4]
-    decks = list(zip(*[iter(dealt)] * 4, strict=False))
-    assert all(sorted(deck) == [0, 1, 2, 3] for deck in decks)
+def test_mixed_is_half_and_half_to_the_pair():
+    views = FactorizedViews(quiet(3), batched=True)
+    assert all(int((views(images(10)).kind == 3).sum()) == 5 for _ in range(20))
+
+
+@pytest.mark.parametrize(("pairs", "num_kinds"), [("single", 4), ("all_but_one", 4), (0.5, 15)])
+def test_deck_of_even_weights_holds_each_kind_once(pairs, num_kinds):
+    views = FactorizedViews(quiet(4), pairs=pairs)
+    dealt = [views(images(1)[0]).kind for _ in range(12 * num_kinds)]
+    decks = list(zip(*[iter(dealt)] * num_kinds, strict=True))
+    assert all(sorted(deck) == list(range(num_kinds)) for deck in decks)
     assert len(set(decks)) > 5
 
 
-def test_names():
-    aug = dict(zip(NAMES, stamps().values(), strict=True))
-    assert FactorizedViews(aug).subspaces == NAMES
-    assert FactorizedViews(aug, composed=0.1).subspaces == (*NAMES, "all")
-    assert FactorizedViews(aug, composed=0.1, composed_name="mix").subspaces == (*NAMES, "mix")
+def test_deck_of_mixed_is_half_of_all():
+    views = FactorizedViews(quiet(3))
+    dealt = [views(images(1)[0]).kind for _ in range(80)]
+    decks = list(zip(*[iter(dealt)] * 4, strict=True))
+    assert all(deck.count(3) == 2 for deck in decks)
+    assert all(max(map(deck.count, range(3))) == 1 for deck in decks)
 
 
-def test_no_more_samples_than_two_independent_views():
+def test_what_a_head_reads():
+    views = FactorizedViews(dict(zip(NAMES, stamps().values(), strict=True)))
+    assert views.augmentations == NAMES
+    assert views.kind_names == (*NAMES, "all")
+    assert torch.equal(views.kinds, torch.cat((torch.eye(3), torch.ones(1, 3))).bool())
+    assert views.weights.tolist() == pytest.approx([1 / 6, 1 / 6, 1 / 6, 1 / 2])
+    assert FactorizedViews(stamps(), pairs="all_but_one").kind_names == ("b+c", "a+c", "a+b")
+
+
+@pytest.mark.parametrize("scale", [1, 1e-300, 1e308])
+def test_weights_are_divided_by_their_sum(scale):
+    for weights in ([scale, 0, scale], torch.tensor([1.0, 0, 1.0]), np.array([2, 0, 2])):
+        views = FactorizedViews(stamps(), pairs="single", weights=weights)
+        assert views.weights.dtype == torch.float64
+        assert views.weights.tolist() == [0.5, 0, 0.5]
+
+
+def test_kind_of_weight_nought_is_never_drawn():
+    views = FactorizedViews(quiet(3), pairs="single", weights=[1, 0, 1])
+    assert {views(images(1)[0]).kind for _ in range(40)} == {0, 2}
+
+
+@pytest.mark.parametrize("pairs", ["single", "all"])
+def test_no_more_samples_than_two_independent_views(pairs):
     aug = stamps(4)
 
     def handled(call, *args) -> int:
@@ -160,21 +236,22 @@ def test_no_more_samples_than_two_independent_views():
         call(*args)
         return sum(a.samples for a in aug.values()) - before
 
-    views = FactorizedViews(aug, batched=True)
+    views = FactorizedViews(aug, pairs=pairs, batched=True)
     assert handled(views, images(100)) == 2 * 4 * 100 + 4 * 8 * 2 * 4  # 8 trials of 4 samples, twice each
     assert handled(views, images(100)) == 2 * 4 * 100
-    views = FactorizedViews(aug)
-    assert handled(lambda: [views(images(1)[0]) for _ in range(4)]) == 4 * 4 + (4 + 3 + 2 + 1) + 4 * 8 * 2
+    views = FactorizedViews(aug, pairs=pairs)
+    both = {"single": 4 + 3 + 2 + 1, "all": 4 * 4}[pairs]  # what comes before the first difference is drawn once
+    assert handled(lambda: [views(images(1)[0]) for _ in range(4)]) == 4 * 4 + both + 4 * 8 * 2
 
 
 @pytest.mark.parametrize("num_samples", [1, 2])
-def test_batch_smaller_than_the_subspaces(num_samples):
-    views = FactorizedViews(stamps(5), batched=True, composed=0.2)
+def test_batch_smaller_than_the_kinds(num_samples):
+    views = FactorizedViews(stamps(5), batched=True)
     seen = set()
-    for _ in range(40):
+    for _ in range(60):
         pair = views(images(num_samples))
-        assert_factorized(pair, 5, images(num_samples))
-        seen.update(pair.subspace.tolist())
+        assert_factorized(pair, views.kinds, images(num_samples))
+        seen.update(pair.kind.tolist())
     assert seen == set(range(6))
 
 
@@ -206,15 +283,17 @@ def test_results_that_cannot_be_overwritten_blindly(noise):
         x[..., 0] = torch.rand(len(x), 1, 1)
         return x
 
-    view0, view1, subspace = FactorizedViews({"noise": noise, "overwrite": overwrite}, batched=True)(images(9))
-    assert torch.equal((view0 == view1)[:, 0, 0, 1], subspace != 0)
-    assert torch.equal((view0 == view1)[:, 0, 0, 0], subspace != 1)
+    view0, view1, kind = FactorizedViews({"noise": noise, "overwrite": overwrite}, pairs="single", batched=True)(
+        images(9)
+    )
+    assert torch.equal((view0 == view1)[:, 0, 0, 1], kind != 0)
+    assert torch.equal((view0 == view1)[:, 0, 0, 0], kind != 1)
 
 
 @pytest.mark.parametrize("batched", [True, False])
 def test_views_and_input_share_no_memory(batched):
     x = images(4) if batched else images(1)[0]
-    view0, view1, _ = FactorizedViews({"identity": lambda x: x}, batched=batched, finalize=lambda x: x)(x)
+    view0, view1, _ = FactorizedViews({"nothing": nothing}, batched=batched, finalize=lambda x: x)(x)
     assert len({t.untyped_storage().data_ptr() for t in (x, view0, view1)}) == 3
 
 
@@ -225,8 +304,8 @@ def test_finalize_comes_last_on_both_views(batched):
         return x.mul_(2)
 
     x = images(6) if batched else images(1)[0]
-    view0, view1, subspace = FactorizedViews(stamps(), batched=batched, finalize=finalize)(x)
-    assert_factorized(ViewPair(view0 / 2, view1 / 2, subspace), 3, x)
+    view0, view1, kind = FactorizedViews(stamps(), pairs="single", batched=batched, finalize=finalize)(x)
+    assert_factorized(ViewPair(view0 / 2, view1 / 2, kind), torch.eye(3).bool(), x)
 
 
 def test_numpy_image():
@@ -235,11 +314,11 @@ def test_numpy_image():
         return x
 
     x = np.zeros((4, 4, 3))
-    views = FactorizedViews({"stamp": stamp, "noise": lambda x: x + np.random.rand() * (x == 0)})
+    views = FactorizedViews({"stamp": stamp, "noise": lambda x: x + np.random.rand() * (x == 0)}, pairs="single")
     for _ in range(6):
-        view0, view1, subspace = views(x)
-        assert (view0[0, 0] == view1[0, 0]).all() == (subspace != 0)
-        assert (view0[1:] == view1[1:]).all() == (subspace != 1)
+        view0, view1, kind = views(x)
+        assert (view0[0, 0] == view1[0, 0]).all() == (kind != 0)
+        assert (view0[1:] == view1[1:]).all() == (kind != 1)
     assert (x == 0).all()
 
 
@@ -253,12 +332,13 @@ def test_pil_image():
         {
             "bright": brighter,
             "size": lambda im: im.resize((random.randint(2, 1000), 4)),
-        }
+        },
+        pairs="single",
     )
     for _ in range(6):
-        view0, view1, subspace = views(image)
-        assert (view0.getpixel((0, 0)) == view1.getpixel((0, 0))) == (subspace != 0)
-        assert (view0.size == view1.size) == (subspace != 1)
+        view0, view1, kind = views(image)
+        assert (view0.getpixel((0, 0)) == view1.getpixel((0, 0))) == (kind != 0)
+        assert (view0.size == view1.size) == (kind != 1)
     assert image.getcolors() == [(64, 100)]
 
 
@@ -287,13 +367,14 @@ class OwnByName(ByName):
     """A user's subclass of an albumentation."""
 
 
+@one_draw_for_a_batch
 @pytest.mark.parametrize("kind", [OwnGenerator, ByName, OwnByName])
 @pytest.mark.parametrize("batched", [True, False])
 def test_set_random_seed_and_calls_by_name(kind, batched):
     x = images(6) if batched else images(1)[0]
     views = FactorizedViews({"a": kind(0), "b": Stamp(1), "c": kind(2)}, batched=batched)
     for _ in range(4):
-        assert_factorized(views(x), 3, x)
+        assert_factorized(views(x), views.kinds, x)
 
 
 class HiddenCoin:
@@ -338,9 +419,118 @@ def test_random_finalize_is_refused():
 
 
 def test_nan_replays():
-    view0, view1, _ = FactorizedViews({"nan": lambda x: x * torch.nan}, batched=True)(images(3))
+    view0, view1, _ = FactorizedViews({"nan": lambda x: x * torch.nan * torch.rand(())}, batched=True)(images(3))
     assert view0.isnan().all()
     assert view1.isnan().all()
+
+
+def never(x: Any) -> Any:
+    return x
+
+
+def rarely(x: Tensor) -> Tensor:
+    """Once in fifty times."""
+    return x.flip(-1) if random.random() < 0.02 else x
+
+
+@pytest.mark.parametrize("image", [torch.rand(1, 2, 9), torch.zeros(1, 2, 9)], ids=["random", "black"])
+@pytest.mark.parametrize("call", [never, torch.nn.Identity(), lambda x: (x - 0.5) / 0.2])
+def test_augmentation_that_is_not_random_is_refused(call, image):
+    views = FactorizedViews({"stamp": Stamp(0), "same": call}, batched=True)
+    for _ in range(2):  # and it is not let through the second time
+        with pytest.raises(ValueError, match=r"'same'.*one result under all seeds.*finalize="):
+            views(image[None].repeat(3, 1, 1, 1))
+    views = FactorizedViews({"stamp": Stamp(0), "same": call})
+    for _ in range(7):
+        views(image)
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"'same'.*one result under all seeds.*finalize="):
+            views(image)
+
+
+@pytest.mark.parametrize("batched", [True, False])
+def test_augmentation_that_seldom_acts_or_finds_nothing_to_do_is_let_through(batched, recwarn):
+    x = torch.zeros(4, 3, 8, 8) if batched else torch.zeros(3, 8, 8)  # black, and the same however it is turned
+    views = FactorizedViews({"rarely": rarely, "flip": lambda x: x.flip(random.choice([-1, -2]))}, batched=batched)
+    for _ in range(20):
+        views(x)
+    assert not recwarn
+
+
+def test_random_crop_of_an_image_of_its_size_is_let_through():
+    """torchvision's draws nothing there; images of other sizes follow."""
+
+    def crop(x: Tensor) -> Tensor:
+        start = random.randrange(x.shape[-1] - 8) if x.shape[-1] > 8 else 0
+        return x[..., start : start + 8]
+
+    views = FactorizedViews({"crop": crop})
+    for width in (8, 8, 12, *[8] * 20):
+        views(torch.rand(1, 8, width))
+
+
+@pytest.mark.parametrize("batched", [True, False])
+def test_unseen_draws_without_effect_are_warned_of_once(batched):
+    """A generator of its own: that it is not random is likely, but not certain."""
+
+    class Still(OwnGenerator):
+        def __call__(self, x: Tensor) -> Tensor:
+            return x
+
+    x = images(6) if batched else images(1)[0]
+    views = FactorizedViews({"still": Still(0)}, batched=batched)
+    with pytest.warns(UserWarning, match=r"'still'.*one result under all seeds.*finalize=") as caught:
+        for _ in range(20):
+            views(x)
+    assert len(caught) == 1
+    assert caught[0].filename == __file__
+
+
+def test_one_draw_for_a_batch_is_warned_of_once():
+    views = FactorizedViews({"own": Stamp(0), "one": Stamp(1, per_sample=False)}, batched=True)
+    with pytest.warns(
+        UserWarning, match=r"'one'.*one draw for all samples of a batch.*kornia.*batched=False"
+    ) as caught:
+        for _ in range(3):
+            views(images(6))
+    assert len(caught) == 1
+    assert caught[0].filename == __file__
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        Stamp(0),
+        lambda x: torch.where(torch.rand(len(x), 1, 1, 1) < 0.5, x.flip(-1), x),
+        lambda x: torch.where(torch.rand(len(x), 1, 1, 1) < 0.05, x.flip(-1), x),
+        nothing,
+    ],
+    ids=["each its draw", "flip", "seldom", "nothing seen"],
+)
+@pytest.mark.parametrize("num_samples", [1, 2, 9])
+def test_a_draw_for_each_sample_is_not_warned_of(call, num_samples, recwarn):
+    views = FactorizedViews({"call": call}, batched=True)
+    for _ in range(5):
+        views(torch.rand(num_samples, 1, 2, 9))
+    assert not recwarn
+
+
+def test_batch_of_one_is_not_warned_of(recwarn):
+    FactorizedViews({"one": Stamp(0, per_sample=False)}, batched=True)(images(1))
+    assert not recwarn
+
+
+@pytest.mark.parametrize(
+    ("image", "call"),
+    [
+        (images(1)[0], lambda x: (x + torch.rand(()))[None]),
+        (np.zeros((4, 4, 3)), lambda x: (x + np.random.rand())[None]),
+    ],
+)
+def test_batch_axis_given_to_one_image_is_refused(image, call):
+    views = FactorizedViews({"axis": call})
+    with pytest.raises(ValueError, match=r"'axis'.*got one image and gave shape \(1, .*batched=True"):
+        views(image)
 
 
 # --- random states
@@ -360,6 +550,7 @@ def fails(x: Tensor) -> Tensor:
     raise RuntimeError("broken")
 
 
+@one_draw_for_a_batch
 @pytest.mark.parametrize("batched", [True, False])
 def test_only_the_given_generator_advances(batched):
     x = images(4) if batched else images(1)[0]
@@ -372,11 +563,12 @@ def test_only_the_given_generator_advances(batched):
     assert not torch.equal(generator.get_state(), given_before)
 
 
+@one_draw_for_a_batch
 @pytest.mark.parametrize("batched", [True, False])
 def test_global_generator_advances_by_decisions_and_seeds_alone(batched):
     x = images(4) if batched else images(1)[0]
     states = []
-    for aug in (greedy, lambda x: x):
+    for aug in (greedy, nothing):
         tried = FactorizedViews({"a": aug, "b": aug}, batched=batched)
         torch.manual_seed(7)
         for _ in range(2):  # the first use with its trials, and the next
@@ -404,7 +596,8 @@ def test_libraries_do_not_draw_the_same_bits():
 
 def test_without_numpy(monkeypatch):
     monkeypatch.delitem(sys.modules, "numpy")
-    assert_factorized(FactorizedViews(stamps(), batched=True)(images(6)), 3, images(6))
+    views = FactorizedViews(stamps(), batched=True)
+    assert_factorized(views(images(6)), views.kinds, images(6))
 
 
 def sequence(views: FactorizedViews, x: Tensor) -> Tensor:
@@ -421,7 +614,7 @@ def test_seedable(batched, given_generator):
         generator = torch.Generator().manual_seed(seed) if given_generator else None
         if generator is None:
             torch.manual_seed(seed)
-        return sequence(FactorizedViews(stamps(), batched=batched, composed=0.2, generator=generator), x)
+        return sequence(FactorizedViews(stamps(), batched=batched, generator=generator), x)
 
     assert torch.equal(run(3), run(3))
     assert not torch.equal(run(3), run(4))
@@ -436,8 +629,8 @@ def test_pickled_views_go_on_alike():
 
 def test_default_device_is_left_alone():
     with torch.device("meta"):  # stands for a device that the CPU's generator cannot draw on
-        pair = FactorizedViews({"a": lambda x: x + 1, "b": lambda x: x * 2}, batched=True)(images_on_cpu(4))
-    assert pair.subspace.device.type == pair.view1.device.type == "cpu"
+        pair = FactorizedViews({"a": nothing, "b": nothing}, batched=True)(images_on_cpu(4))
+    assert pair.kind.device.type == pair.view1.device.type == "cpu"
 
 
 def images_on_cpu(num: int) -> Tensor:
@@ -455,15 +648,96 @@ def test_cuda_draws_replay_and_its_state_is_kept(batched):
         return write
 
     x = (images(7) if batched else images(1)[0]).cuda()
-    views = FactorizedViews({"a": stamp(0), "b": stamp(1), "c": stamp(2)}, batched=batched, composed=0.2)
+    views = FactorizedViews({"a": stamp(0), "b": stamp(1), "c": stamp(2)}, batched=batched)
     before = torch.cuda.get_rng_state(x.device)
     for _ in range(5):
-        view0, view1, subspace = views(x)
+        view0, view1, kind = views(x)
         assert view0.is_cuda
         if batched:
-            assert subspace.device == x.device
-        assert_factorized(ViewPair(view0.cpu(), view1.cpu(), torch.as_tensor(subspace).cpu()), 3, x.cpu())
+            assert kind.device == x.device
+        assert_factorized(ViewPair(view0.cpu(), view1.cpu(), torch.as_tensor(kind).cpu()), views.kinds, x.cpu())
     assert torch.equal(torch.cuda.get_rng_state(x.device), before)
+
+
+class Elsewhere(Tensor):
+    """Says that it is on a device which this machine may not have."""
+
+    device = torch.device("mps", 0)
+
+
+def test_draws_of_another_device_replay_and_its_state_is_kept(monkeypatch):
+    theirs = torch.Generator().manual_seed(5)
+    monkeypatch.setattr(torch.mps, "manual_seed", theirs.manual_seed)
+    monkeypatch.setattr(torch.mps, "get_rng_state", lambda device: theirs.get_state())
+    monkeypatch.setattr(torch.mps, "set_rng_state", lambda state, device: theirs.set_state(state))
+
+    def stamp(column):
+        def write(x):
+            x[..., column] += torch.rand(1, generator=theirs)
+            return x
+
+        return write
+
+    x = images(1)[0].as_subclass(Elsewhere)
+    views = FactorizedViews({"a": stamp(0), "b": stamp(1)})
+    before = theirs.get_state()
+    for _ in range(6):
+        view0, view1, kind = views(x)
+        assert_factorized(
+            ViewPair(view0.as_subclass(Tensor), view1.as_subclass(Tensor), kind), views.kinds, images(1)[0]
+        )
+    assert torch.equal(theirs.get_state(), before)
+
+
+@pytest.mark.parametrize("batched", [True, False])
+def test_device_that_cannot_be_seeded_is_refused(batched):
+    x = torch.zeros(*[2] * (4 if batched else 3), device="meta")
+    with pytest.raises(
+        ValueError, match=r"x: got a tensor on meta, wanted one on a device whose generator can be seeded"
+    ):
+        FactorizedViews(stamps(), batched=batched)(x)
+
+
+# --- threads
+
+
+class Slow(Stamp):
+    """Between its seed and its draw another thread has time to draw as well."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        time.sleep(0.001)
+        return super().__call__(x)
+
+
+@pytest.mark.parametrize("batched", [True, False])
+def test_threads_do_not_spoil_each_others_draws(batched):
+    x = images(6) if batched else images(1)[0]
+    shared, other = (FactorizedViews({"a": Slow(0), "b": Slow(1)}, batched=batched) for _ in range(2))
+    with ThreadPoolExecutor(4) as pool:
+        pairs = list(pool.map(lambda views: views(x), [shared, other] * 8))
+    for pair in pairs:
+        assert_factorized(pair, shared.kinds, x)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_fork_while_a_thread_makes_views_does_not_stop_the_child():
+    started, forked = threading.Event(), threading.Event()
+
+    def wait(x):
+        started.set()
+        forked.wait(60)
+        return x + torch.rand(())
+
+    thread = threading.Thread(target=FactorizedViews({"wait": wait}), args=(images(1)[0],))
+    thread.start()
+    started.wait(60)
+    child = multiprocessing.get_context("fork").Process(target=FactorizedViews(stamps()), args=(images(1)[0],))
+    child.start()
+    forked.set()
+    thread.join()
+    child.join(60)
+    child.kill()
+    assert child.exitcode == 0
 
 
 # --- data loaders
@@ -484,7 +758,7 @@ def epochs(context: str, num: int, seed: int, given: int | None, persistent: boo
     """The batches of several epochs; each batch of six is one worker's deck. The parent's deck is begun."""
     torch.manual_seed(seed)
     generator = None if given is None else torch.Generator().manual_seed(given)
-    views = FactorizedViews(stamps(6), generator=generator)
+    views = FactorizedViews(stamps(6), pairs="single", generator=generator)
     views(images(1)[0])
     loader = DataLoader(
         Items(views),
@@ -497,15 +771,15 @@ def epochs(context: str, num: int, seed: int, given: int | None, persistent: boo
 
 
 def assert_own_streams(batches: list[ViewPair]) -> None:
-    orders = [tuple(batch.subspace.tolist()) for batch in batches]
+    orders = [tuple(batch.kind.tolist()) for batch in batches]
     assert all(sorted(order) == list(range(6)) for order in orders)
     assert len(set(orders)) == len(orders)
     drawn = torch.cat([batch.view0[:, 0, 0, :6].flatten() for batch in batches])
     assert len(drawn.unique()) == len(drawn)
     for batch in batches:
         assert isinstance(batch, ViewPair)
-        assert batch.subspace.dtype == torch.int64
-        assert_factorized(batch, 6, images(6))
+        assert batch.kind.dtype == torch.int64
+        assert_factorized(batch, torch.eye(6).bool(), images(6))
 
 
 def agreeing(first: list[ViewPair], second: list[ViewPair]) -> list[bool]:
@@ -534,15 +808,11 @@ def test_default_collate_makes_a_batch():
     batch = default_collate([views(images(1)[0]) for _ in range(5)])
     assert isinstance(batch, ViewPair)
     assert batch.view0.shape == batch.view1.shape == (5, 1, 2, 9)
-    assert batch.subspace.dtype == torch.int64
-    assert batch.subspace.shape == (5,)
+    assert batch.kind.dtype == torch.int64
+    assert batch.kind.shape == (5,)
 
 
 # --- refusals
-
-
-def nothing(x):
-    return x
 
 
 @pytest.mark.parametrize(
@@ -555,11 +825,17 @@ def nothing(x):
         ({"crop": 3}, {}, TypeError, r"augmentations\['crop'\]: got int, wanted a callable"),
         ({"crop": None}, {}, TypeError, r"augmentations\['crop'\]: got NoneType, wanted a callable"),
         ({"finalize": None}, {}, TypeError, r"augmentations\['finalize'\]: got NoneType, wanted a callable"),
-        ({"crop": nothing}, {"composed": -0.1}, ValueError, "composed: got -0.1"),
-        ({"crop": nothing}, {"composed": 1.1}, ValueError, "composed: got 1.1"),
-        ({"crop": nothing}, {"composed": float("nan")}, ValueError, "composed: got nan"),
-        ({"crop": nothing}, {"composed_name": "crop"}, ValueError, "composed_name: got 'crop'"),
-        ({"crop": nothing}, {"composed_name": None}, TypeError, "composed_name: got None"),
+        ({"crop": nothing}, {"pairs": "both"}, ValueError, "pairs: got 'both', wanted one of 'single'"),
+        ({"crop": nothing}, {"pairs": [[True, False]]}, ValueError, r"pairs: got shape \(1, 2\), wanted \(S, 1\)"),
+        ({"a": nothing, "all": nothing}, {}, ValueError, "augmentations: got names that make 'all' the name of two"),
+        ({"crop": nothing}, {"weights": [1, 1]}, ValueError, r"weights: got shape \(2,\), wanted 1 finite"),
+        ({"crop": nothing}, {"weights": 1}, ValueError, r"weights: got shape \(\), wanted 1 finite"),
+        ({"crop": nothing}, {"weights": [-1.0]}, ValueError, r"weights: got \[-1.0\], wanted 1 finite"),
+        ({"crop": nothing}, {"weights": [0]}, ValueError, r"weights: got \[0.0\], wanted 1 finite"),
+        ({"crop": nothing}, {"weights": [float("inf")]}, ValueError, r"weights: got \[inf\]"),
+        ({"crop": nothing}, {"weights": [float("nan")]}, ValueError, r"weights: got \[nan\]"),
+        ({"crop": nothing}, {"weights": "a"}, TypeError, "weights: got 'a', wanted 1 finite"),
+        ({"crop": nothing}, {"pairs": 0.5, "weights": [1]}, ValueError, "weights: got some beside the probability 0.5"),
         ({"crop": nothing}, {"finalize": 1}, TypeError, "finalize: got int, wanted a callable"),
         ({"crop": nothing}, {"generator": 1}, TypeError, "generator: got int"),
     ],
@@ -603,15 +879,16 @@ def test_bad_input_is_refused_before_any_work(batched, x, error, match):
 @pytest.mark.parametrize(
     ("aug", "error", "match"),
     [
-        (lambda x: x[1:], ValueError, r"'odd'.*got 6 rows and gave shape \(5, 1, 2, 9\)"),
-        (lambda x: x.repeat(2, 1, 1, 1), ValueError, r"'odd'.*got 6 rows and gave shape \(12,"),
-        (lambda x: x.sum(), ValueError, r"'odd'.*got 6 rows and gave shape \(\)"),
+        (lambda x: x[1:], ValueError, r"'odd'.*got 4 rows and gave shape \(3, 1, 2, 9\)"),
+        (lambda x: x.repeat(2, 1, 1, 1), ValueError, r"'odd'.*got 4 rows and gave shape \(8,"),
+        (lambda x: x.sum(), ValueError, r"'odd'.*got 4 rows and gave shape \(\)"),
         (lambda x: x[..., : torch.randint(2, 9, ())], ValueError, "'odd'.*samples of .* under two seeds"),
         (lambda x: x.double() if torch.rand(()) < 0.5 else x, ValueError, "'odd'.*float.*under two seeds"),
         (lambda x: x.numpy(), TypeError, "'odd'.*got ndarray as its result, wanted a tensor"),
         (lambda x: None, TypeError, "'odd'.*got NoneType as its result"),
     ],
 )
+@one_draw_for_a_batch
 def test_augmentation_unfit_for_a_batch_is_named(aug, error, match):
     views = FactorizedViews({"stamp": Stamp(0), "odd": aug}, batched=True)
     with pytest.raises(error, match=match):  # at once, or at the first draws that disagree
@@ -629,10 +906,10 @@ def dots(*shape: int) -> Tensor:
 def assert_crop_and_brightness(pairs: list[tuple[Tensor, Tensor, int]]) -> None:
     """Whatever is shared agrees in every pair; what is not, does not in all."""
     geometry, brightness = ({0: [], 1: []} for _ in range(2))
-    for view0, view1, subspace in pairs:
+    for view0, view1, kind in pairs:
         view0, view1 = torch.as_tensor(view0), torch.as_tensor(view1)
-        geometry[subspace].append(torch.equal(view0 == view0.max(), view1 == view1.max()))
-        brightness[subspace].append(bool(view0.max() == view1.max()))
+        geometry[kind].append(torch.equal(view0 == view0.max(), view1 == view1.max()))
+        brightness[kind].append(bool(view0.max() == view1.max()))
     assert all(geometry[1])
     assert not any(geometry[0])
     assert all(brightness[0])
@@ -645,16 +922,16 @@ def test_kornia_batch():
         "affine": augmentation.RandomAffine(40.0, translate=(0.3, 0.3), resample="nearest", p=1.0),
         "color": augmentation.ColorJiggle(brightness=0.5, p=1.0),
     }
-    views = FactorizedViews(aug, batched=True)
+    views = FactorizedViews(aug, pairs="single", batched=True)
     x = dots(12, 1, 16, 16).expand(-1, 3, -1, -1) / 255
-    view0, view1, subspace = views(x)
-    assert_crop_and_brightness(list(zip(view0, view1, subspace.tolist(), strict=True)))
+    view0, view1, kind = views(x)
+    assert_crop_and_brightness(list(zip(view0, view1, kind.tolist(), strict=True)))
     alone, again, _ = FactorizedViews({"affine": aug["affine"]}, batched=True)(x)
     assert not torch.equal(alone, again)
 
 
 def test_kornia_agrees_with_its_own_replay():
-    """kornia applies given parameters: the samples of subspace color get the shared affine, and only that."""
+    """kornia applies given parameters: the samples of kind color get the shared affine, and only that."""
     augmentation = pytest.importorskip("kornia.augmentation")
     affine = augmentation.RandomAffine(40.0, p=1.0)
     color = augmentation.ColorJiggle(0.4, 0.4, 0.4, 0.1, p=1.0)
@@ -668,14 +945,14 @@ def test_kornia_agrees_with_its_own_replay():
 
         return call
 
-    views = FactorizedViews({"affine": recorded(affine), "color": recorded(color)}, batched=True)
+    views = FactorizedViews({"affine": recorded(affine), "color": recorded(color)}, pairs="single", batched=True)
     x = torch.rand(6, 3, 8, 8)
     views(x)
     applied.clear()
-    view0, view1, subspace = views(x)
+    view0, view1, kind = views(x)
     assert [num for num, _ in applied] == [6, 3, 6, 6, 3]
     shared_affine, new_affine, shared_color, _, new_color = (params for _, params in applied)
-    rows0, rows1 = (subspace == 0), (subspace == 1)
+    rows0, rows1 = (kind == 0), (kind == 1)
     moved = affine(x, params=shared_affine)
     assert torch.equal(view0, color(moved, params=shared_color))
     assert torch.equal(view1[rows1], color(moved[rows1], params=new_color))
@@ -711,8 +988,32 @@ def torchvision_augmentations(v2):
     return {"crop": crop, "color": v2.ColorJitter(brightness=0.6)}
 
 
+@one_draw_for_a_batch
+def test_kornia_item_with_a_batch_axis_is_refused_and_keepdim_is_what_helps():
+    augmentation = pytest.importorskip("kornia.augmentation")
+    with pytest.raises(ValueError, match=r"'flip'.*gave shape \(1, 3, 8, 8\).*keepdim=True"):
+        FactorizedViews({"flip": augmentation.RandomHorizontalFlip()})(torch.rand(3, 8, 8))
+    views = FactorizedViews({"flip": augmentation.RandomHorizontalFlip(keepdim=True)})
+    assert views(torch.rand(3, 8, 8)).view0.shape == (3, 8, 8)
+
+
+def test_torchvision_batch_is_warned_of(v2):
+    views = FactorizedViews({"color": v2.ColorJitter(brightness=0.6)}, batched=True)
+    with pytest.warns(UserWarning, match=r"'color'.*one draw for all samples of a batch"):
+        views(torch.rand(4, 3, 8, 8))
+
+
+def test_torchvision_normalize_and_size_belong_to_finalize(v2):
+    fixed = v2.Compose([v2.Resize(6), v2.Normalize([0.5], [0.2])])
+    with pytest.raises(ValueError, match=r"'fixed'.*one result under all seeds.*finalize="):
+        FactorizedViews({"fixed": fixed}, batched=True)(torch.rand(4, 3, 8, 8))
+    gray = FactorizedViews({"gray": v2.RandomGrayscale(p=0.2)}, finalize=fixed)
+    for _ in range(10):
+        gray(torch.rand(1, 8, 8).repeat(3, 1, 1))
+
+
 def test_torchvision_batch(v2):
-    views = FactorizedViews(torchvision_augmentations(v2), batched=True)
+    views = FactorizedViews(torchvision_augmentations(v2), pairs="single", batched=True)
     x = dots(12, 3, 24, 24)
     assert_crop_and_brightness([(a, b, int(s)) for a, b, s in zip(*views(x), strict=True)])
 
@@ -721,7 +1022,7 @@ def test_torchvision_batch(v2):
 def test_torchvision_items(v2, pil):
     x = dots(1, 24, 24).expand(3, -1, -1)
     finalize = v2.Compose([v2.ToImage(), v2.ToDtype(torch.float32, scale=True)])
-    views = FactorizedViews(torchvision_augmentations(v2), finalize=finalize)
+    views = FactorizedViews(torchvision_augmentations(v2), pairs="single", finalize=finalize)
     pairs = [views(v2.functional.to_pil_image(x) if pil else x) for _ in range(12)]
     assert pairs[0].view0.dtype == torch.float32
     assert_crop_and_brightness(pairs)
@@ -736,6 +1037,7 @@ def test_albumentations_items():
                 [albumentations.ColorJitter(brightness=(0.4, 1.6), contrast=0, saturation=0, hue=0, p=1)]
             ),
         },
+        pairs="single",
         finalize=albumentations.ToFloat(max_value=255),
     )
     x = dots(24, 24, 1).expand(-1, -1, 3).numpy()
