@@ -160,6 +160,17 @@ def test_even_weights_give_counts_one_apart_at_most(num, num_samples, seed):
     assert counts.max() - counts.min() <= 1
 
 
+@pytest.mark.parametrize("drawn", [0, 2**32 - 1])
+def test_shares_that_go_up_are_kept_to_whatever_rounding_does(monkeypatch, drawn):
+    """The sum of eight tenths, say, is less than 0.8 in float64."""
+    monkeypatch.setattr(torch, "randint", lambda *args, **kwargs: torch.tensor(drawn))
+    for num in range(1, 40):
+        weights = torch.full((num,), 1 / num, dtype=torch.float64)
+        for times in (1, 3, 1000):
+            kind = mast_ops.views._proportioned(weights, times * num, None)
+            assert torch.bincount(kind, minlength=num).tolist() == [times] * num
+
+
 def test_remainder_and_order_of_a_batch_are_random():
     views = FactorizedViews(stamps(), pairs="single", batched=True)
     kinds = [views(images(4)).kind for _ in range(60)]
