@@ -54,70 +54,114 @@ VIEWS = {
     "no masks": (Z, Z, None, None, ValueError, "masks: got None"),
     "masks twice": (SubspaceOutput(Z, M), Z, M, None, ValueError, "masks: got a tensor beside"),
     "heads of other K": (SubspaceOutput(Z, M), SubspaceOutput(Z, M[:2]), None, None, ValueError, "out1.masks"),
-    "index too high": (Z, Z, M, INDEX + 1, ValueError, "subspace: got indices from 1 to 3, wanted 0 to 2"),
-    "index negative": (Z, Z, M, INDEX - 1, ValueError, "subspace: got indices from -1"),
-    "index of floats": (Z, Z, M, INDEX.float(), TypeError, "subspace: got dtype torch.float32"),
-    "index of int32": (Z, Z, M, INDEX.int(), TypeError, "subspace: got dtype torch.int32"),
-    "index of other N": (Z, Z, M, INDEX[:2], ValueError, r"subspace: got shape \(2,\)"),
-    "index elsewhere": (Z, Z, M, INDEX.to("meta"), ValueError, "subspace: got device meta"),
+    "index too high": (Z, Z, M, INDEX + 1, ValueError, "kind: got indices from 1 to 3, wanted 0 to 2"),
+    "index negative": (Z, Z, M, INDEX - 1, ValueError, "kind: got indices from -1"),
+    "index of floats": (Z, Z, M, INDEX.float(), TypeError, "kind: got dtype torch.float32"),
+    "index of int32": (Z, Z, M, INDEX.int(), TypeError, "kind: got dtype torch.int32"),
+    "index of other N": (Z, Z, M, INDEX[:2], ValueError, r"kind: got shape \(2,\)"),
+    "index elsewhere": (Z, Z, M, INDEX.to("meta"), ValueError, "kind: got device meta"),
 }
 
 
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("case", VIEWS)
 def test_views_of_every_loss(loss, case):
-    out0, out1, masks, subspace, error, message = VIEWS[case]
+    out0, out1, masks, kind, error, message = VIEWS[case]
     with pytest.raises(error, match=message):
-        loss()(out0, out1, masks, subspace)
+        loss()(out0, out1, masks=masks, kind=kind)
 
 
 CALLS = {
-    "vicreg of one": (lambda: SubspaceVICRegLoss()(Z[:1], Z[:1], M), ValueError, r"out0: got N=1 sample"),
-    "barlow of one": (lambda: SubspaceBarlowTwinsLoss()(Z[:1], Z[:1], M), ValueError, "z0: got N=1"),
+    "vicreg of one": (lambda: SubspaceVICRegLoss()(Z[:1], Z[:1], masks=M), ValueError, r"out0: got N=1 sample"),
+    "barlow of one": (lambda: SubspaceBarlowTwinsLoss()(Z[:1], Z[:1], masks=M), ValueError, "z0: got N=1"),
     "variance of one": (lambda: MF.subspace_variance(Z[:1], M), ValueError, "z: got N=1"),
     "temperature 0": (lambda: SubspaceNTXentLoss(temperature=0.0), ValueError, "temperature: got 0.0"),
-    "temperature < 0": (lambda: MF.subspace_info_nce(Z, Z, M, -0.1), ValueError, "temperature: got -0.1"),
+    "temperature < 0": (lambda: MF.subspace_info_nce(Z, Z, M, temperature=-0.1), ValueError, "temperature: got -0.1"),
     "temperature nan": (lambda: SubspaceNTXentLoss(float("nan")), ValueError, "temperature: got nan"),
     "temperature tensor": (lambda: SubspaceNTXentLoss(torch.tensor(-1.0)), ValueError, "temperature: got -1.0"),
     "temperature of two": (lambda: SubspaceNTXentLoss(torch.ones(2)), ValueError, "temperature: got a"),
-    "reduction": (lambda: MF.subspace_nt_xent(Z, Z, M, 0.1, reduction="sum"), ValueError, "reduction: got 'sum'"),
+    "reduction": (
+        lambda: MF.subspace_nt_xent(Z, Z, M, temperature=0.1, reduction="sum"),
+        ValueError,
+        "reduction: got 'sum'",
+    ),
     "weight < 0": (lambda: SubspaceVICRegLoss(mu_param=-1), ValueError, "mu_param: got -1"),
     "weight inf": (lambda: SubspaceBarlowTwinsLoss(lambda_param=float("inf")), ValueError, "lambda_param: got inf"),
     "eps": (lambda: SubspaceVICRegLoss(eps=0), ValueError, "eps: got 0"),
     "scope": (lambda: SubspaceVICRegLoss(scope="batch"), ValueError, "scope: got 'batch'"),
     "distance": (lambda: UncertaintyInvarianceLoss(distance="l1"), ValueError, "distance: got 'l1'"),
-    "granularity": (lambda: UncertaintyInvarianceLoss(granularity="pixel"), ValueError, "granularity: got 'pixel'"),
+    "granularity": (
+        lambda: MF.uncertainty_invariance(Z, Z, M, log_variance=Z, granularity="pixel"),
+        ValueError,
+        "granularity: got 'pixel'",
+    ),
+    "granularity of an output": (
+        lambda: UncertaintyInvarianceLoss()(SubspaceOutput(Z, M, Z, granularity="pixel"), Z),
+        ValueError,
+        "granularity: got 'pixel'",
+    ),
+    "granularity missing": (
+        lambda: MF.uncertainty_invariance(Z, Z, M, log_variance=Z),
+        ValueError,
+        "granularity: got None beside log_variance, wanted both or neither",
+    ),
+    "granularity alone": (
+        lambda: MF.uncertainty_invariance(Z, Z, M, granularity="sample"),
+        ValueError,
+        "log_variance: got None beside granularity, wanted both or neither",
+    ),
+    "granularity missing in an output": (
+        lambda: SubspaceVICRegLoss()(SubspaceOutput(Z, M, Z), Z),
+        ValueError,
+        "granularity: got None beside the log_variance of an output",
+    ),
+    "log-variance missing in an output": (
+        lambda: SubspaceVICRegLoss()(Z, SubspaceOutput(Z, M, granularity="sample")),
+        ValueError,
+        "log_variance: got None beside the granularity of an output",
+    ),
+    "granularities disagree": (
+        lambda: SubspaceVICRegLoss()(
+            SubspaceOutput(Z, torch.ones(D, D), Z, granularity="subspace"),
+            SubspaceOutput(Z, torch.ones(D, D), Z, granularity="dimension"),
+        ),
+        ValueError,
+        "out1.granularity: got 'dimension', wanted 'subspace', that of out0",
+    ),
     "regularizer weight": (lambda: -1.0 * MaskCoverage(), ValueError, "weights: got -1.0"),
     "floor": (lambda: MaskCoverage(floor=1.5), ValueError, "floor: got 1.5"),
     "expected L0 of soft masks": (lambda: MaskExpectedL0()(SigmoidMasks(2, 3)), TypeError, "masks: got SigmoidMasks"),
     "coverage": (lambda: NormalizedMasks(2, 3, coverage=1.0), ValueError, "coverage: got 1.0"),
     "sensitivity of one": (
-        lambda: SubspaceCosineLoss(sensitivity_param=1)(Z[:1], Z[:1], M, INDEX[:1]),
+        lambda: SubspaceCosineLoss(sensitivity_param=1)(Z[:1], Z[:1], masks=M, kind=INDEX[:1]),
         ValueError,
         "z0: got N=1",
     ),
     "sensitivity's weight": (lambda: SubspaceNTXentLoss(sensitivity_param=-1), ValueError, "sensitivity_param: got -1"),
-    "composed of one": (lambda: MaskedSubspaceHead(mlp(), ["a"], composed="a"), ValueError, "composed: got 'a'"),
-    "composed first": (lambda: MaskedSubspaceHead(mlp(), ["a", "b"], composed="a"), ValueError, "composed: got 'a'"),
     "stretch": (lambda: HardConcreteMasks(2, 3, stretch=(0.0, 1.1)), ValueError, "stretch: got"),
     "masks of no dimension": (lambda: SigmoidMasks(2, 0), ValueError, "dim: got 0"),
     "log-variance of other N": (
-        lambda: MF.uncertainty_invariance(Z, Z, M, Z[:2]),
+        lambda: MF.uncertainty_invariance(Z, Z, M, log_variance=Z[:2], granularity="dimension"),
         ValueError,
-        r"log_variance: got shape \(2, 6\)",
+        r"log_variance: got shape \(2, 6\), wanted 4 rows",
     ),
-    "log-variance of no width": (
-        lambda: MF.uncertainty_invariance(Z, Z, M, Z[:, :4]),
+    "log-variance of another width": (
+        lambda: MF.uncertainty_invariance(Z, Z, M, log_variance=Z, granularity="subspace"),
         ValueError,
-        r"log_variance: got shape \(4, 4\), wanted \(N, 1\) per sample or \(N, 3\) per subspace or \(N, 6\)",
+        r"log_variance: got shape \(4, 6\), wanted \(4, 3\), one per subspace",
     ),
-    "log-variance, K = D": (
-        lambda: MF.uncertainty_invariance(Z, Z, torch.ones(D, D), Z),
+    "log-variance per sample of another width": (
+        lambda: UncertaintyInvarianceLoss()(SubspaceOutput(Z, M, Z, granularity="sample"), Z),
         ValueError,
-        "granularity: got None",
+        r"log_variance: got shape \(4, 6\), wanted \(4, 1\), one per sample",
+    ),
+    "log-variance of another dtype": (
+        lambda: MF.uncertainty_invariance(Z, Z, M, log_variance=Z.double(), granularity="dimension"),
+        TypeError,
+        "log_variance: got dtype torch.float64",
     ),
     "cosine per dimension": (
-        lambda: MF.uncertainty_invariance(Z, Z, M, Z, distance="cosine"),
+        lambda: MF.uncertainty_invariance(Z, Z, M, log_variance=Z, granularity="dimension", distance="cosine"),
         ValueError,
         "distance: got 'cosine'",
     ),
@@ -164,9 +208,9 @@ def test_call(case):
 
 def test_index_out_of_range_under_compile():
     compiled = torch.compile(MF.masked_distance, fullgraph=True)
-    compiled(Z, Z, M, INDEX)
-    with pytest.raises(RuntimeError, match="subspace: got an index out of range"):
-        compiled(Z, Z, M, INDEX - 1)
+    compiled(Z, Z, M, kind=INDEX)
+    with pytest.raises(RuntimeError, match="kind: got an index out of range"):
+        compiled(Z, Z, M, kind=INDEX - 1)
 
 
 def test_checkpoint_of_other_subspaces_is_refused_whole():

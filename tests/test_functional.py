@@ -19,8 +19,8 @@ def make(n, d, k, dtype=torch.float64, seed=0, device="cpu"):
     z0 = torch.randn(n, d, generator=g, dtype=torch.float64)
     z1 = torch.randn(n, d, generator=g, dtype=torch.float64)
     masks = torch.rand(k, d, generator=g, dtype=torch.float64) + 0.05
-    subspace = torch.randint(k, (n,), generator=g)
-    return z0.to(device, dtype), z1.to(device, dtype), masks.to(device, dtype), subspace.to(device)
+    kind = torch.randint(k, (n,), generator=g)
+    return z0.to(device, dtype), z1.to(device, dtype), masks.to(device, dtype), kind.to(device)
 
 
 # ---- references: one subspace at a time, on z * m_k
@@ -86,7 +86,7 @@ def ref_barlow(z0, z1, masks):
     return torch.stack([p[0] for p in pairs]), torch.stack([p[1] for p in pairs])
 
 
-def ref_uncertainty(z0, z1, masks, log_variance=None, kind=None, distance="squared", normalize=False):
+def ref_uncertainty(z0, z1, masks, log_variance=None, granularity=None, distance="squared", normalize=False):
     n, _ = z0.shape
 
     def entry(i, k):
@@ -97,9 +97,9 @@ def ref_uncertainty(z0, z1, masks, log_variance=None, kind=None, distance="squar
             gap = (m * (z0[i] - z1[i])).square()
         if log_variance is None:
             return gap.mean()
-        column = {"sample": slice(0, 1), "subspace": slice(k, k + 1), "dimension": slice(None)}[kind]
+        column = {"sample": slice(0, 1), "subspace": slice(k, k + 1), "dimension": slice(None)}[granularity]
         lv = log_variance[i, column]
-        if normalize and kind != "dimension":
+        if normalize and granularity != "dimension":
             centre = (z0.sum(0) + z1.sum(0)) / (2 * n)
             a, b = (m * (z[i] - centre) for z in (z0, z1))
             mismatch = ((a - b) @ (a - b) / (a @ a + b @ b)).detach()
@@ -112,16 +112,22 @@ def ref_uncertainty(z0, z1, masks, log_variance=None, kind=None, distance="squar
     return torch.stack([torch.stack([entry(i, k) for k in range(len(masks))]) for i in range(n)])
 
 
-def gather(all_k, subspace):
-    return all_k[torch.arange(len(subspace)), subspace]
+def gather(all_k, kind):
+    return all_k[torch.arange(len(kind)), kind]
 
 
 PAIR_REFS = {
-    "distance": (MF.masked_distance, ref_distance),
-    "cosine": (MF.masked_cosine_similarity, ref_cosine),
-    "info_nce": (lambda a, b, m, s=None: MF.subspace_info_nce(a, b, m, T, s, reduction="none"), ref_info_nce),
-    "nt_xent": (lambda a, b, m, s=None: MF.subspace_nt_xent(a, b, m, T, s, reduction="none"), ref_nt_xent),
-    "invariance": (lambda a, b, m, s=None: MF.uncertainty_invariance(a, b, m, subspace=s), ref_uncertainty),
+    "distance": (lambda a, b, m, s=None: MF.masked_distance(a, b, m, kind=s), ref_distance),
+    "cosine": (lambda a, b, m, s=None: MF.masked_cosine_similarity(a, b, m, kind=s), ref_cosine),
+    "info_nce": (
+        lambda a, b, m, s=None: MF.subspace_info_nce(a, b, m, temperature=T, kind=s, reduction="none"),
+        ref_info_nce,
+    ),
+    "nt_xent": (
+        lambda a, b, m, s=None: MF.subspace_nt_xent(a, b, m, temperature=T, kind=s, reduction="none"),
+        ref_nt_xent,
+    ),
+    "invariance": (lambda a, b, m, s=None: MF.uncertainty_invariance(a, b, m, kind=s), ref_uncertainty),
 }
 NEEDS_TWO = {
     "variance": (lambda a, b, m: MF.subspace_variance(a, m), lambda a, b, m: ref_variance(a, m)),
@@ -146,39 +152,41 @@ def test_equals_reference(name, shape, device):
 
 @pytest.mark.parametrize("normalize", [False, True])
 @pytest.mark.parametrize(
-    ("kind", "distance"),
+    ("granularity", "distance"),
     [("sample", "squared"), ("subspace", "squared"), ("dimension", "squared"), ("sample", "cosine"),
      ("subspace", "cosine")],
 )  # fmt: skip
-def test_uncertainty_equals_reference(kind, distance, normalize):
-    z0, z1, masks, subspace = make(5, 7, 3)
-    lv = torch.randn(5, {"sample": 1, "subspace": 3, "dimension": 7}[kind], dtype=torch.float64)
-    got = MF.uncertainty_invariance(z0, z1, masks, lv, distance=distance, normalize=normalize)
-    wanted = ref_uncertainty(z0, z1, masks, lv, kind, distance, normalize)
+def test_uncertainty_equals_reference(granularity, distance, normalize):
+    z0, z1, masks, kind = make(5, 7, 3)
+    lv = torch.randn(5, {"sample": 1, "subspace": 3, "dimension": 7}[granularity], dtype=torch.float64)
+    options = {"log_variance": lv, "granularity": granularity, "distance": distance, "normalize": normalize}
+    got = MF.uncertainty_invariance(z0, z1, masks, **options)
+    wanted = ref_uncertainty(z0, z1, masks, lv, granularity, distance, normalize)
     torch.testing.assert_close(got, wanted)
-    own = MF.uncertainty_invariance(z0, z1, masks, lv, subspace, distance=distance, normalize=normalize)
-    torch.testing.assert_close(own, gather(wanted, subspace))
+    own = MF.uncertainty_invariance(z0, z1, masks, kind=kind, **options)
+    torch.testing.assert_close(own, gather(wanted, kind))
 
 
 @pytest.mark.parametrize("factorised", [False, True])
 @pytest.mark.parametrize("backend", ["eager", "chunked", "compile"])
 @pytest.mark.parametrize(
-    ("kind", "distance"), [("sample", "squared"), ("subspace", "squared"), ("sample", "cosine"), ("subspace", "cosine")]
+    ("granularity", "distance"),
+    [("sample", "squared"), ("subspace", "squared"), ("sample", "cosine"), ("subspace", "cosine")],
 )
-def test_normalised_uncertainty_has_the_gradients_of_its_reference(kind, distance, backend, factorised):
+def test_normalised_uncertainty_has_the_gradients_of_its_reference(granularity, distance, backend, factorised):
     """Weights and mismatch are constants: the embedding learns from the distance, the prediction from the mismatch."""
-    z0, z1, masks, subspace = make(5, 7, 3)
-    lv = torch.randn(5, {"sample": 1, "subspace": 3}[kind], dtype=torch.float64)
+    z0, z1, masks, kind = make(5, 7, 3)
+    lv = torch.randn(5, {"sample": 1, "subspace": 3}[granularity], dtype=torch.float64)
     leaves = [x.requires_grad_() for x in (z0, z1, masks, lv)]
     options = {"distance": distance, "normalize": True}
-    wanted = ref_uncertainty(*leaves, kind, **options)
-    wanted = gather(wanted, subspace) if factorised else wanted
-    own = subspace if factorised else None
-    got = MF.uncertainty_invariance(*leaves, own, **options, backend=backend)
+    wanted = ref_uncertainty(*leaves, granularity, **options)
+    wanted = gather(wanted, kind) if factorised else wanted
+    options |= {"granularity": granularity, "kind": kind if factorised else None, "backend": backend}
+    got = MF.uncertainty_invariance(z0, z1, masks, log_variance=lv, **options)
     upstream = torch.rand_like(wanted)
     gradients = [torch.autograd.grad(x, leaves, upstream) for x in (got, wanted)]
     torch.testing.assert_close(*gradients)
-    mean = MF.uncertainty_invariance(*leaves, own, **options, backend=backend, reduction="mean")
+    mean = MF.uncertainty_invariance(z0, z1, masks, log_variance=lv, **options, reduction="mean")
     torch.testing.assert_close(mean, wanted.mean())
 
 
@@ -192,7 +200,9 @@ def test_the_mismatch_ignores_scale_and_shift_and_is_from_0_to_2(scale, shift, s
 
     def mismatch(z0, z1):
         lv = torch.zeros(6, 3, dtype=torch.float64, requires_grad=True)
-        value = MF.uncertainty_invariance(z0, z1, masks, lv, distance=distance, normalize=True)
+        value = MF.uncertainty_invariance(
+            z0, z1, masks, log_variance=lv, granularity="subspace", distance=distance, normalize=True
+        )
         return 1 - torch.autograd.grad(value.sum(), lv)[0]
 
     torch.manual_seed(seed)
@@ -211,27 +221,30 @@ def test_the_mismatch_ignores_scale_and_shift_and_is_from_0_to_2(scale, shift, s
 @given(shape=st.tuples(st.integers(1, 9), st.integers(1, 9), st.integers(1, 9)), seed=st.integers(0, 10**6))
 @settings(deadline=None, max_examples=25)
 def test_factorised_is_gather_of_all(shape, seed):
-    z0, z1, masks, subspace = make(*shape, seed=seed)
+    z0, z1, masks, kind = make(*shape, seed=seed)
     for name, (function, _) in PAIR_REFS.items():
-        wanted = gather(function(z0, z1, masks), subspace)
-        torch.testing.assert_close(function(z0, z1, masks, subspace), wanted, msg=lambda m, name=name: f"{name}: {m}")
+        wanted = gather(function(z0, z1, masks), kind)
+        torch.testing.assert_close(function(z0, z1, masks, kind), wanted, msg=lambda m, name=name: f"{name}: {m}")
     for function in (MF.subspace_info_nce, MF.subspace_nt_xent):
         torch.testing.assert_close(
-            function(z0, z1, masks, T, subspace), function(z0, z1, masks, T, subspace, "none").mean()
+            function(z0, z1, masks, temperature=T, kind=kind),
+            function(z0, z1, masks, temperature=T, kind=kind, reduction="none").mean(),
         )
-        torch.testing.assert_close(function(z0, z1, masks, T), function(z0, z1, masks, T, reduction="none").mean())
+        torch.testing.assert_close(
+            function(z0, z1, masks, temperature=T), function(z0, z1, masks, temperature=T, reduction="none").mean()
+        )
 
 
 def test_barlow_twins_factorised():
-    z0, z1, masks, subspace = make(9, 5, 3)
+    z0, z1, masks, kind = make(9, 5, 3)
     whole, redundancy = MF.subspace_barlow_twins(z0, z1, masks)
-    one, same = MF.subspace_barlow_twins(z0, z1, masks, torch.full((9,), 1))
+    one, same = MF.subspace_barlow_twins(z0, z1, masks, kind=torch.full((9,), 1))
     torch.testing.assert_close(one, torch.stack([0 * whole[1], 3 * whole[1], 0 * whole[1]]))
     torch.testing.assert_close(same, redundancy)
     a, b = (F.batch_norm(z, None, None, training=True) for z in (z0, z1))
-    got, _ = MF.subspace_barlow_twins(z0, z1, masks, subspace)
+    got, _ = MF.subspace_barlow_twins(z0, z1, masks, kind=kind)
     for k in range(3):
-        own = subspace == k
+        own = kind == k
         diagonal = (a[own] * b[own]).mean(0) if own.any() else torch.zeros(5, dtype=a.dtype)
         wanted = ((diagonal - 1).square() * masks[k].square()).sum() * own.sum() * 3 / 9
         torch.testing.assert_close(got[k], wanted)
@@ -269,7 +282,7 @@ def test_scale_laws(c, seed):
 
 
 def grad_cases():
-    z0, z1, masks, subspace = (x.requires_grad_() if x.is_floating_point() else x for x in make(4, 5, 3, seed=3))
+    z0, z1, masks, kind = (x.requires_grad_() if x.is_floating_point() else x for x in make(4, 5, 3, seed=3))
     lv = [torch.randn(4, w, dtype=torch.float64, requires_grad=True) for w in (1, 3, 5)]
     t = torch.tensor(0.4, dtype=torch.float64, requires_grad=True)
     views = (z0, z1, masks)
@@ -282,34 +295,39 @@ def grad_cases():
         "subspace_moments": [(MF.subspace_moments, (z0, masks))],
         "subspace_sup_con": [], "subspace_sensitivity": [
             # Views with the spread held still, which is a constant, are in test_sensitivity.py.
-            (lambda m, w=w: MF.subspace_sensitivity(z0.detach(), z1.detach(), m, subspace, w), (masks,))
+            (lambda m, w=w: MF.subspace_sensitivity(z0.detach(), z1.detach(), m, kind=kind, weight=w), (masks,))
             for w in (None, torch.rand(4, dtype=torch.float64))
         ],
     }  # fmt: skip
-    for s in (None, subspace):
+    for s in (None, kind):
         for name in ("masked_distance", "masked_cosine_similarity", "subspace_barlow_twins"):
             f = getattr(MF, name)
-            cases[name].append((lambda a, b, m, f=f, s=s: f(a, b, m, s), views))
+            cases[name].append((lambda a, b, m, f=f, s=s: f(a, b, m, kind=s), views))
         for name in ("subspace_info_nce", "subspace_nt_xent"):
             for r in ("none", "mean"):
                 f = getattr(MF, name)
-                cases[name].append((lambda a, b, m, t, f=f, s=s, r=r: f(a, b, m, t, s, r), (*views, t)))
+                cases[name].append(
+                    (lambda a, b, m, t, f=f, s=s, r=r: f(a, b, m, temperature=t, kind=s, reduction=r), (*views, t))
+                )
         labels = torch.tensor([0, 1, 0, 1])
         for r in ("none", "mean"):
             f = MF.subspace_sup_con
-            case = (lambda a, m, t, f=f, s=s, r=r, labels=labels: f(a, labels, m, t, s, r), (z0, masks, t))
+            case = (
+                lambda a, m, t, f=f, s=s, r=r, labels=labels: f(a, labels, m, temperature=t, kind=s, reduction=r),
+                (z0, masks, t),
+            )
             cases["subspace_sup_con"].append(case)
             f = MF.masked_distance
-            cases["masked_distance"].append((lambda a, b, m, f=f, s=s, r=r: f(a, b, m, s, r), views))
+            cases["masked_distance"].append((lambda a, b, m, f=f, s=s, r=r: f(a, b, m, kind=s, reduction=r), views))
         f = MF.uncertainty_invariance
-        cases["uncertainty_invariance"].append((lambda a, b, m, s=s, f=f: f(a, b, m, None, s), views))
-        cases["uncertainty_invariance"].append((lambda a, b, m, s=s, f=f: f(a, b, m, None, s, reduction="mean"), views))
-        for v in lv:
-            cases["uncertainty_invariance"].append((lambda a, b, m, v, s=s, f=f: f(a, b, m, v, s), (*views, v)))
-        for v in lv[:2]:
-            cases["uncertainty_invariance"].append(
-                (lambda a, b, m, v, s=s, f=f: f(a, b, m, v, s, distance="cosine"), (*views, v))
-            )
+        for r in ("none", "mean"):
+            case = (lambda a, b, m, f=f, s=s, r=r: f(a, b, m, kind=s, reduction=r), views)
+            cases["uncertainty_invariance"].append(case)
+        for v, granularity in zip(lv, ("sample", "subspace", "dimension"), strict=True):
+            for distance in ("squared", "cosine") if granularity != "dimension" else ("squared",):
+                o = {"kind": s, "granularity": granularity, "distance": distance}
+                case = (lambda a, b, m, v, f=f, o=o: f(a, b, m, log_variance=v, **o), (*views, v))
+                cases["uncertainty_invariance"].append(case)
     inner = (torch.rand(3, 5, dtype=torch.float64) * 0.8 + 0.1).requires_grad_()
     for name in ("mask_coverage", "mask_entropy", "mask_expected_l0", "mask_hoyer", "mask_l1", "mask_overlap"):
         cases[name] = [(getattr(MF, name), (inner,))]
@@ -368,23 +386,24 @@ def test_large_half_precision_does_not_overflow(dtype):
 @settings(deadline=None, max_examples=40)
 def test_non_finite_input_never_hides(where, bad, index, seed, factorised):
     z0, z1, masks, _ = make(6, 5, 3, seed=seed)
-    subspace = torch.arange(6) % 3 if factorised else None
+    kind = torch.arange(6) % 3 if factorised else None
     lv = torch.randn(6, 3, dtype=torch.float64)
+    doubt = {"log_variance": lv, "granularity": "subspace", "kind": kind}
     if where == "log_variance":
         if factorised:
             index = (index % 6) * 3 + (index % 6) % 3  # an entry that some sample reads
         lv.view(-1)[index % lv.numel()] = math.nan
-        outputs = {"uncertainty": MF.uncertainty_invariance(z0, z1, masks, lv, subspace)}
-        outputs["normalised"] = MF.uncertainty_invariance(z0, z1, masks, lv, subspace, normalize=True)
+        outputs = {"uncertainty": MF.uncertainty_invariance(z0, z1, masks, **doubt)}
+        outputs["normalised"] = MF.uncertainty_invariance(z0, z1, masks, **doubt, normalize=True)
         outputs["combine"] = MF.combine_log_variance(lv, torch.zeros_like(lv))
     else:
         x = {"z0": z0, "z1": z1, "masks": masks}[where]
         x.view(-1)[index % x.numel()] = bad
-        outputs = {name: f(z0, z1, masks, subspace) for name, (f, _) in PAIR_REFS.items()}
-        outputs["uncertainty"] = MF.uncertainty_invariance(z0, z1, masks, lv, subspace)
-        outputs["cosine_lv"] = MF.uncertainty_invariance(z0, z1, masks, lv, subspace, "cosine")
-        outputs["normalised"] = MF.uncertainty_invariance(z0, z1, masks, lv, subspace, normalize=True)
-        on, off = MF.subspace_barlow_twins(z0, z1, masks, subspace)
+        outputs = {name: f(z0, z1, masks, kind) for name, (f, _) in PAIR_REFS.items()}
+        outputs["uncertainty"] = MF.uncertainty_invariance(z0, z1, masks, **doubt)
+        outputs["cosine_lv"] = MF.uncertainty_invariance(z0, z1, masks, **doubt, distance="cosine")
+        outputs["normalised"] = MF.uncertainty_invariance(z0, z1, masks, **doubt, normalize=True)
+        on, off = MF.subspace_barlow_twins(z0, z1, masks, kind=kind)
         outputs |= {"barlow_on": on, "barlow_off": off}
         if where != "z1":
             outputs["variance"] = MF.subspace_variance(z0, masks)
@@ -413,7 +432,7 @@ def test_small_temperature_is_finite():
     z0, z1, masks, _ = make(8, 6, 3, torch.float32)
     for function in (MF.subspace_info_nce, MF.subspace_nt_xent):
         z = z0.clone().requires_grad_()
-        out = function(z, z1, masks, 0.005)
+        out = function(z, z1, masks, temperature=0.005)
         assert out.isfinite().all()
         assert torch.autograd.grad(out.sum(), z)[0].isfinite().all()
 
@@ -421,23 +440,23 @@ def test_small_temperature_is_finite():
 def test_single_row():
     z0, z1, masks, _ = make(1, 4, 3)
     for function in (MF.subspace_info_nce, MF.subspace_nt_xent):
-        alone = function(z0, z1, masks, T, reduction="none")
+        alone = function(z0, z1, masks, temperature=T, reduction="none")
         torch.testing.assert_close(alone, torch.zeros(1, 3, dtype=torch.float64), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("factorised", [False, True])
 def test_compile_fullgraph(factorised):
     z0, z1, masks, index = make(5, 6, 3, torch.float32)
-    subspace = index if factorised else None
+    kind = index if factorised else None
     lv = torch.randn(5, 3)
 
     def everything(z0, z1, masks, lv):
-        pairs = [f(z0, z1, masks, subspace).mean() for f, _ in PAIR_REFS.values()]
+        pairs = [f(z0, z1, masks, kind).mean() for f, _ in PAIR_REFS.values()]
         moments = [MF.subspace_variance(z0, masks).mean(), MF.subspace_covariance(z0, masks).mean()]
-        barlow = [x.mean() for x in MF.subspace_barlow_twins(z0, z1, masks, subspace)]
-        variance = MF.combine_log_variance(lv, -lv)
-        doubt = MF.uncertainty_invariance(z0, z1, masks, variance, subspace).mean()
-        apart = MF.uncertainty_invariance(z0, z1, masks, variance, subspace, normalize=True).mean()
+        barlow = [x.mean() for x in MF.subspace_barlow_twins(z0, z1, masks, kind=kind)]
+        options = {"log_variance": MF.combine_log_variance(lv, -lv), "granularity": "subspace", "kind": kind}
+        doubt = MF.uncertainty_invariance(z0, z1, masks, **options).mean()
+        apart = MF.uncertainty_invariance(z0, z1, masks, **options, normalize=True).mean()
         regularizers = [MF.mask_l1, MF.mask_hoyer, MF.mask_expected_l0, MF.mask_coverage, MF.mask_overlap]
         return torch.stack([*pairs, *moments, *barlow, doubt, apart, *[r(masks) for r in regularizers]])
 

@@ -70,10 +70,10 @@ def plain_barlow(z0, z1):
         (SubspaceBarlowTwinsLoss(), plain_barlow),
     ],
 )
-@pytest.mark.parametrize("subspace", [None, torch.zeros(N, dtype=torch.long)])
-def test_one_mask_of_ones_is_the_plain_loss(loss, plain, subspace):
+@pytest.mark.parametrize("kind", [None, torch.zeros(N, dtype=torch.long)])
+def test_one_mask_of_ones_is_the_plain_loss(loss, plain, kind):
     z0, z1 = views()
-    ours, theirs = loss(z0, z1, torch.ones(1, D, dtype=torch.float64), subspace), plain(z0, z1)
+    ours, theirs = loss(z0, z1, masks=torch.ones(1, D, dtype=torch.float64), kind=kind), plain(z0, z1)
     torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
     for got, wanted in zip(torch.autograd.grad(ours, (z0, z1)), torch.autograd.grad(theirs, (z0, z1)), strict=True):
         torch.testing.assert_close(got, wanted, rtol=1e-8, atol=1e-10)
@@ -82,10 +82,10 @@ def test_one_mask_of_ones_is_the_plain_loss(loss, plain, subspace):
 def test_scope_of_the_statistics():
     z0, z1 = views()
     m = masks()
-    inside = SubspaceVICRegLoss(lambda_param=0, scope="subspace")(z0, z1, m)
+    inside = SubspaceVICRegLoss(lambda_param=0, scope="subspace")(z0, z1, masks=m)
     wanted = torch.stack([plain_vicreg(z0 * row, z1 * row) - 25 * F.mse_loss(z0 * row, z1 * row) for row in m]).mean()
     torch.testing.assert_close(inside, wanted)
-    whole = SubspaceVICRegLoss(lambda_param=0)(z0, z1, m)
+    whole = SubspaceVICRegLoss(lambda_param=0)(z0, z1, masks=m)
     torch.testing.assert_close(whole, plain_vicreg(z0, z1) - 25 * F.mse_loss(z0, z1))
 
 
@@ -93,26 +93,26 @@ def test_without_uncertainty_it_is_the_masked_mean_squared_error():
     z0, z1 = views()
     m = masks()
     wanted = torch.stack([F.mse_loss(z0 * row, z1 * row) for row in m]).mean()
-    torch.testing.assert_close(UncertaintyInvarianceLoss()(z0, z1, m), wanted)
+    torch.testing.assert_close(UncertaintyInvarianceLoss()(z0, z1, masks=m), wanted)
     own = m[INDEX]
-    torch.testing.assert_close(UncertaintyInvarianceLoss()(z0, z1, m, INDEX), F.mse_loss(z0 * own, z1 * own))
+    torch.testing.assert_close(UncertaintyInvarianceLoss()(z0, z1, masks=m, kind=INDEX), F.mse_loss(z0 * own, z1 * own))
 
 
-@pytest.mark.parametrize("width", [1, K, D])
+@pytest.mark.parametrize("granularity", ["sample", "subspace", "dimension"])
 @pytest.mark.parametrize("factorised", [False, True])
 @pytest.mark.parametrize("normalize", [False, True])
-def test_uncertainty_is_the_stated_formula(width, factorised, normalize):
+def test_uncertainty_is_the_stated_formula(granularity, factorised, normalize):
     z0, z1 = views()
-    m = masks()
+    m, width = masks(), {"sample": 1, "subspace": K, "dimension": D}[granularity]
     a, b = torch.randn(2, N, width, dtype=torch.float64).unbind()
     variance = a.exp() + b.exp()
     per_entry = torch.empty(N, K, D, dtype=torch.float64)
     for k in range(K):
-        v = variance[:, k : k + 1] if width == K else variance
+        v = variance[:, k : k + 1] if granularity == "subspace" else variance
         gap = (z0 - z1) ** 2
         if not normalize:
             per_entry[:, k] = m[k] ** 2 * (gap / v + v.log()) / 2
-        elif width == D:  # the same, times twice the harmonic mean
+        elif granularity == "dimension":  # the same, times twice the harmonic mean
             per_entry[:, k] = m[k] ** 2 * (gap / v + v.log()) / (1 / v).mean(0)
         else:  # relative, of centred views, for the prediction alone
             x, y = (m[k] * (z - torch.cat([z0, z1]).mean(0)) for z in (z0, z1))
@@ -120,17 +120,18 @@ def test_uncertainty_is_the_stated_formula(width, factorised, normalize):
             per_entry[:, k] = m[k] ** 2 * gap / v / (1 / v).mean(0) + mismatch / v + v.log()
     wanted = per_entry.mean(2)[torch.arange(N), INDEX].mean() if factorised else per_entry.mean()
     loss = UncertaintyInvarianceLoss(normalize=normalize)
-    ours = loss(SubspaceOutput(z0, m, a), SubspaceOutput(z1, m, b), subspace=INDEX if factorised else None)
+    out0, out1 = (SubspaceOutput(z, m, lv, granularity=granularity) for z, lv in ((z0, a), (z1, b)))
+    ours = loss(out0, out1, kind=INDEX if factorised else None)
     torch.testing.assert_close(ours, wanted)
 
 
 def test_a_view_without_variance_is_a_point():
     z0, z1 = views()
     m, a = masks(), torch.randn(N, 1, dtype=torch.float64)
-    alone = UncertaintyInvarianceLoss()(SubspaceOutput(z0, m, a), z1)
-    beside_zero = UncertaintyInvarianceLoss()(
-        SubspaceOutput(z0, m, a), SubspaceOutput(z1, m, torch.full_like(a, -torch.inf))
-    )
+    out0 = SubspaceOutput(z0, m, a, granularity="sample")
+    alone = UncertaintyInvarianceLoss()(out0, z1)
+    certain = SubspaceOutput(z1, m, torch.full_like(a, -torch.inf), granularity="sample")
+    beside_zero = UncertaintyInvarianceLoss()(out0, certain)
     torch.testing.assert_close(alone, beside_zero)
 
 
@@ -139,22 +140,22 @@ def test_an_ambiguous_pair_weighs_less():
     m = masks()
     log_variance = torch.zeros(N, 1, dtype=torch.float64)
     log_variance[0] = 3.0
-    out = SubspaceOutput(z0, m, log_variance)
+    out = SubspaceOutput(z0, m, log_variance, granularity="sample")
     for normalize in (False, True):
         (gradient,) = torch.autograd.grad(UncertaintyInvarianceLoss(normalize=normalize)(out, z1), z0)
-        weight = gradient / torch.autograd.grad(UncertaintyInvarianceLoss()(z0, z1, m), z0)[0]
+        weight = gradient / torch.autograd.grad(UncertaintyInvarianceLoss()(z0, z1, masks=m), z0)[0]
         assert (weight[0] < 0.1 * weight[1:].min()).all()
     torch.testing.assert_close(weight.mean(), torch.tensor(1.0, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-@pytest.mark.parametrize("subspace", [None, INDEX])
-def test_tensors_outputs_and_components_agree(loss, subspace):
+@pytest.mark.parametrize("kind", [None, INDEX])
+def test_tensors_outputs_and_components_agree(loss, kind):
     z0, z1 = views()
     m, criterion = masks(), loss()
-    plain, parts = criterion(z0, z1, masks=m, subspace=subspace, return_components=True)
+    plain, parts = criterion(z0, z1, masks=m, kind=kind, return_components=True)
     for views_ in ((SubspaceOutput(z0, m), SubspaceOutput(z1, m)), (SubspaceOutput(z0, m), z1)):
-        assert torch.equal(criterion(*views_, subspace=subspace), plain)
+        assert torch.equal(criterion(*views_, kind=kind), plain)
     weights = {
         "variance": 25.0,
         "covariance": 1.0,
@@ -167,18 +168,18 @@ def test_tensors_outputs_and_components_agree(loss, subspace):
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-def test_sensitivity_is_there_with_subspaces_and_a_positive_weight_alone(loss):
+def test_sensitivity_is_there_with_kinds_and_a_positive_weight_alone(loss):
     z0, z1 = views()
     m, criterion = masks(), loss()
-    parts = criterion(z0, z1, m, INDEX, return_components=True)[1]
+    parts = criterion(z0, z1, masks=m, kind=INDEX, return_components=True)[1]
     assert ("sensitivity" in parts) == (criterion.sensitivity_param > 0)
     criterion.sensitivity_param = 3.0
-    value, parts = criterion(z0, z1, m, INDEX, return_components=True)
-    torch.testing.assert_close(parts["sensitivity"], MF.subspace_sensitivity(z0, z1, m, INDEX).sum().detach())
+    value, parts = criterion(z0, z1, masks=m, kind=INDEX, return_components=True)
+    torch.testing.assert_close(parts["sensitivity"], MF.subspace_sensitivity(z0, z1, m, kind=INDEX).sum().detach())
     assert parts["sensitivity"] > 0
-    assert "sensitivity" not in criterion(z0, z1, m, return_components=True)[1]
+    assert "sensitivity" not in criterion(z0, z1, masks=m, return_components=True)[1]
     criterion.sensitivity_param = 0.0
-    without, others = criterion(z0, z1, m, INDEX, return_components=True)
+    without, others = criterion(z0, z1, masks=m, kind=INDEX, return_components=True)
     assert others.keys() == parts.keys() - {"sensitivity"}
     torch.testing.assert_close(value, without + 3 * parts["sensitivity"])
 
@@ -191,7 +192,7 @@ def test_masks_of_ones_have_no_sensitivity(loss):
     for weight in (0.0, 5.0):
         criterion = loss()
         criterion.sensitivity_param = weight
-        value = criterion(z0, z1, torch.ones(K, D, dtype=torch.float64), INDEX)
+        value = criterion(z0, z1, masks=torch.ones(K, D, dtype=torch.float64), kind=INDEX)
         values.append([value, *torch.autograd.grad(value, (z0, z1))])
     torch.testing.assert_close(*values, rtol=0, atol=0)
 
@@ -206,7 +207,7 @@ def test_a_weight_that_is_none_is_refused(loss, weight):
 def test_a_learned_temperature_gets_a_gradient():
     temperature = nn.Parameter(torch.tensor(0.2))
     criterion = SubspaceNTXentLoss(temperature)
-    criterion(torch.randn(N, D), torch.randn(N, D), torch.rand(K, D)).backward()
+    criterion(torch.randn(N, D), torch.randn(N, D), masks=torch.rand(K, D)).backward()
     assert [p is temperature for p in criterion.parameters()] == [True]
     assert temperature.grad.abs() > 0
 
@@ -221,7 +222,7 @@ def test_a_few_steps_lower_it(loss, uncertainty):
     h0, h1 = h + 0.1 * torch.randn(N, 8), h + 0.1 * torch.randn(N, 8)
     values = []
     for _ in range(30):
-        value = criterion(head(h0), head(h1), subspace=INDEX)
+        value = criterion(head(h0), head(h1), kind=INDEX)
         optimizer.zero_grad()
         value.backward()
         optimizer.step()
@@ -233,9 +234,9 @@ def test_a_few_steps_lower_it(loss, uncertainty):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_computed_in_float32(loss, dtype):
     z0, z1, m = torch.randn(N, D).to(dtype), torch.randn(N, D).to(dtype), torch.rand(K, D)
-    wanted = loss()(z0.float(), z1.float(), m)
+    wanted = loss()(z0.float(), z1.float(), masks=m)
     with torch.autocast("cpu", dtype=dtype):
-        value = loss()(z0, z1, m, None)
+        value = loss()(z0, z1, masks=m)
     assert value.dtype == torch.float32
     torch.testing.assert_close(value, wanted)
 
@@ -243,8 +244,8 @@ def test_half_precision_is_computed_in_float32(loss, dtype):
 def test_every_loss_compiles_whole():
     criteria = [loss() for loss in LOSSES]
 
-    def total(z0, z1, m, subspace):
-        return sum(criterion(z0, z1, m, subspace) for criterion in criteria)
+    def total(z0, z1, m, kind):
+        return sum(criterion(z0, z1, masks=m, kind=kind) for criterion in criteria)
 
     z0, z1 = views()
     m = masks()

@@ -41,13 +41,14 @@ def inputs() -> tuple[torch.Tensor, torch.Tensor]:
 
 @pytest.mark.parametrize("dtype", HALVES)
 @pytest.mark.parametrize("name", LOSSES)
-@pytest.mark.parametrize("composed", [None, "2"])
-def test_autocast_leaves_masks_variances_and_losses_in_float32(name, dtype, composed):
-    one, loss = head(composed=composed), LOSSES[name]()
-    x, subspace = inputs()
+@pytest.mark.parametrize("kinds", [None, torch.cat([torch.eye(3), torch.ones(1, 3)]).bool()], ids=["alone", "mixed"])
+def test_autocast_leaves_masks_variances_and_losses_in_float32(name, dtype, kinds):
+    one, loss = head(kinds=kinds), LOSSES[name]()
+    x, kind = inputs()
+    kind = kind if kinds is None else kind + (torch.arange(len(kind)) % 2) * (3 - kind)  # each second of all three
     with torch.autocast("cpu", dtype):
         out0, out1 = one(x[0]), one(x[1])
-        value = loss(out0, out1, subspace=subspace)
+        value = loss(out0, out1, kind=kind)
     assert out0.embedding.dtype == dtype
     assert out0.masks.dtype == out0.log_variance.dtype == value.dtype == torch.float32
     value.backward()
@@ -65,10 +66,11 @@ def test_the_loss_adds_no_error_to_that_of_the_embedding(name, dtype):
     z = torch.stack([z[0], z[0] + 0.3 * z[1]]).to(dtype)
     masks, log_variance = torch.rand(3, 48, generator=g), torch.randn(64, 3, generator=g)
     loss, exact = LOSSES[name](), LOSSES[name]().double()
-    for own in (None, torch.randint(3, (64,), generator=g)):
-        got = loss(SubspaceOutput(z[0], masks, log_variance), z[1], subspace=own)
-        out = SubspaceOutput(z[0].double(), masks.double(), log_variance.double())
-        wanted = exact(out, z[1].double(), subspace=own)
+    mixed, kind = torch.cat([torch.eye(3), torch.ones(1, 3)]).bool(), torch.randint(3, (64,), generator=g)
+    for kinds, own in ((None, None), (None, kind), (mixed, 3 - kind)):
+        got = loss(SubspaceOutput(z[0], masks, log_variance, kinds, "subspace"), z[1], kind=own)
+        out = SubspaceOutput(z[0].double(), masks.double(), log_variance.double(), kinds, "subspace")
+        wanted = exact(out, z[1].double(), kind=own)
         torch.testing.assert_close(got.double(), wanted, rtol=2e-5, atol=2e-5)
 
 
@@ -79,13 +81,13 @@ def test_a_scaled_run_skips_an_overflow_and_goes_on(name, dtype):
     parameters = [*one.parameters(), *loss.parameters()]
     optimizer = torch.optim.SGD(parameters, lr=1e-3)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**8, growth_interval=1000)
-    x, subspace = inputs()
+    x, kind = inputs()
     for step in range(4):
         before = [p.detach().clone() for p in parameters]
         scale = 1e38 if step == 1 else 1.0  # one batch whose loss overflows
         optimizer.zero_grad()
         with torch.autocast("cpu", dtype):
-            value = loss(one(x[0]), one(x[1]), subspace=subspace) * scale
+            value = loss(one(x[0]), one(x[1]), kind=kind) * scale
         scaler.scale(value).backward()
         scaler.step(optimizer)
         scaler.update()
@@ -101,9 +103,9 @@ def test_a_model_in_half_precision_keeps_its_masks(name, dtype):
     one = head().to(dtype)
     assert one.masks.weight.dtype == torch.float32
     assert one.projector[0].weight.dtype == dtype
-    x, subspace = inputs()
+    x, kind = inputs()
     loss = LOSSES[name]()
-    value = loss(one(x[0].to(dtype)), one(x[1].to(dtype)), subspace=subspace)
+    value = loss(one(x[0].to(dtype)), one(x[1].to(dtype)), kind=kind)
     value.backward()
     assert value.isfinite()
     assert one.masks.weight.grad.dtype == torch.float32

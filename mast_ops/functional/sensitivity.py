@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mast_ops import ops
-from mast_ops._checks import check_positive, check_weight, values_are_free
+from mast_ops._checks import check_index, check_positive, check_weight, values_are_free
 from mast_ops._precision import no_autocast, widen
 from mast_ops.functional.moments import check_batch, spread
 from mast_ops.ops import Backend, Gap
@@ -73,6 +73,7 @@ def subspace_sensitivity(
     """
     check_positive("eps", eps)
     pairs = Pairs.of(z0, z1, masks, kinds=kinds, kind=kind)
+    check_index("kind", kind, len(z0), z0.device)  # here it is not optional
     if weight is not None:
         check_weight("weight", weight, z0)
     return sensitivity(pairs, Run(backend, gather_distributed), weight=weight, eps=eps)
