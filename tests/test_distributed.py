@@ -26,6 +26,9 @@ from mast_ops import (
 from mast_ops.ops.ring import _Ring
 
 D, K = 5, 3
+KINDS = torch.tensor([[1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 0], [1, 1, 1]], dtype=torch.bool)
+WIDTHS = {"sample": 1, "subspace": K, "dimension": D}
+HOW = ["in every mask", "one at a time", "of kinds"]  # what is known of a pair
 SIZES = {2: (5, 2), 3: (4, 1, 3), 4: (2, 3, 1, 2)}  # an uneven batch for each number of ranks
 LOSSES = {
     "nt-xent": partial(SubspaceNTXentLoss, 0.3),
@@ -54,8 +57,8 @@ def group():
         ranks.close()
 
 
-def batch(size: int, columns: int, dtype=torch.float64):
-    """Views, masks, log-variances, subspaces and a temperature: the same on every rank."""
+def batch(size: int, columns: int = 1, dtype=torch.float64):
+    """Views, masks, log-variances, rows of a table of kinds and a temperature: the same on every rank."""
     g = torch.Generator().manual_seed(size)
     n = sum(SIZES[size])
 
@@ -64,7 +67,14 @@ def batch(size: int, columns: int, dtype=torch.float64):
 
     z = normal(2, n, D)
     masks = (torch.rand(K, D, generator=g, dtype=torch.float64) + 0.1).to(dtype)
-    return z, masks, normal(2, n, columns), torch.randint(K, (n,), generator=g), torch.tensor(0.4, dtype=dtype)
+    return z, masks, normal(2, n, columns), torch.randint(len(KINDS), (n,), generator=g), torch.tensor(0.4, dtype=dtype)
+
+
+def pairs_of(how: str, row, where: slice):
+    """``kinds`` and ``kind`` of the samples of a rank."""
+    if how == "in every mask":
+        return {}
+    return {"kind": row[where] % K} if how == "one at a time" else {"kinds": KINDS, "kind": row[where]}
 
 
 def part(rank: int, size: int) -> slice:
@@ -95,53 +105,66 @@ def assert_equal_to_one_process(results, whole, size: int, **tolerance) -> None:
         torch.testing.assert_close(got, wanted, **tolerance)
 
 
-def loss_of(name: str, columns: int, factorised: bool, where: slice | None, size: int, compiler=None, backend="auto"):
-    z, masks, log_variance, subspace, _ = batch(size, columns)
+def loss_of(name: str, granularity, how: str, where: slice | None, size: int, compiler=None, backend="auto"):
+    z, masks, log_variance, row, _ = batch(size, WIDTHS.get(granularity, 1))
     where = where or slice(None)
     loss = LOSSES[name](gather_distributed=where != slice(None), backend=backend)
     run = torch.compile(loss, fullgraph=True, backend=compiler) if compiler else loss
+    pairs = pairs_of(how, row, where)
+    kinds = pairs.pop("kinds", None)
 
     def call(z, masks, log_variance):
-        views = [SubspaceOutput(a, masks, v) for a, v in zip(z, log_variance, strict=True)]
-        return run(*views, subspace=subspace[where] if factorised else None)
+        doubts = log_variance if granularity else (None, None)
+        return run(*(SubspaceOutput(a, masks, v, kinds, granularity) for a, v in zip(z, doubts, strict=True)), **pairs)
 
     return value_and_gradients(call, (z[:, where], masks, log_variance[:, where]))
 
 
-def run_loss(rank: int, size: int, name: str, columns: int, factorised: bool, *how):
+def run_loss(rank: int, size: int, name: str, granularity, how: str, *options):
     torch._dynamo.reset()
-    return loss_of(name, columns, factorised, part(rank, size), size, *how)
+    return loss_of(name, granularity, how, part(rank, size), size, *options)
+
+
+def granularities_of(name: str):
+    """A cosine has no variance of a dimension."""
+    return [None, "sample", "subspace", *(["dimension"] if name != "invariance of cosines" else [])]
 
 
 @pytest.mark.parametrize("size", [2, 3])
-@pytest.mark.parametrize("factorised", [False, True])
+@pytest.mark.parametrize("how", HOW)
 @pytest.mark.parametrize("name", LOSSES)
-def test_losses_are_those_of_the_whole_batch(group, name, factorised, size):
-    for columns, backend in ((1, "auto"), (K, "chunked")):
-        whole = loss_of(name, columns, factorised, None, size, backend="eager")
-        results = group(size)(run_loss, size, name, columns, factorised, None, backend)
-        assert_equal_to_one_process(results, whole, size)
+def test_losses_are_those_of_the_whole_batch(group, name, how, size):
+    for granularity in granularities_of(name):
+        whole = loss_of(name, granularity, how, None, size, backend="eager")
+        for backend in ("auto", "chunked"):
+            results = group(size)(run_loss, size, name, granularity, how, None, backend)
+            assert_equal_to_one_process(results, whole, size)
 
 
-@pytest.mark.parametrize(
-    ("name", "compiler"),
-    [
-        *((name, "aot_eager") for name in LOSSES),
-        *((name, "inductor") for name in ("vicreg", "barlow twins", "cosine", "normalised invariance")),
-    ],
-)
-def test_losses_under_compile(group, name, compiler):
+@pytest.mark.parametrize("granularity", [None, *WIDTHS])
+@pytest.mark.parametrize("name", LOSSES)
+def test_losses_under_compile(group, name, granularity):
+    if granularity not in granularities_of(name):
+        pytest.skip("a cosine has no variance of a dimension")
+    whole = loss_of(name, granularity, "of kinds", None, 3, backend="eager")
+    results = group(3)(run_loss, 3, name, granularity, "of kinds", "aot_eager", "auto")
+    assert_equal_to_one_process(results, whole, 3)
+
+
+@pytest.mark.parametrize("name", ["vicreg", "barlow twins", "cosine", "normalised invariance"])
+def test_losses_under_inductor(group, name):
     """Ranks of unlike shapes: where nothing ties collectives together, Inductor runs them in another order on each."""
-    whole = loss_of(name, K, True, None, 2, backend="eager")
-    assert_equal_to_one_process(group(2)(run_loss, 2, name, K, True, compiler, "auto"), whole, 2)
+    whole = loss_of(name, "subspace", "of kinds", None, 2, backend="eager")
+    results = group(2)(run_loss, 2, name, "subspace", "of kinds", "inductor", "auto")
+    assert_equal_to_one_process(results, whole, 2)
 
 
 def sensitivity_of(weighted: bool, where: slice | None, size: int, compiler=None, backend="auto"):
-    """Pairs closer than random ones are, so that the hinge is open; the last subspace is on the first rank alone."""
-    z, masks, _, subspace, _ = batch(size, 1)
+    """Pairs closer than random ones are, so that the hinge is open; the last one alone differs on the first rank only."""
+    z, masks, _, row, _ = batch(size)
     first = torch.arange(z.shape[1]) < SIZES[size][0]
-    subspace = torch.where(first, subspace, subspace % (K - 1))
-    subspace[0] = K - 1
+    row = torch.where(first | (row >= K), row, row % (K - 1))
+    row[0] = K - 1
     weight = torch.linspace(0.2, 3.0, z.shape[1], dtype=z.dtype) if weighted else None
     where, gather = where or slice(None), where is not None
 
@@ -149,7 +172,7 @@ def sensitivity_of(weighted: bool, where: slice | None, size: int, compiler=None
         z0, z1 = z[0], z[0] + 0.4 * z[1]
         own = None if weight is None else weight[where]
         return MF.subspace_sensitivity(
-            z0, z1, masks, subspace[where], own, gather_distributed=gather, backend=backend
+            z0, z1, masks, kinds=KINDS, kind=row[where], weight=own, gather_distributed=gather, backend=backend
         ) @ torch.arange(1.0, K + 1, dtype=z.dtype)
 
     run = torch.compile(call, fullgraph=True, backend=compiler) if compiler else call
@@ -181,12 +204,13 @@ def sums_told(rank: int, name: str, sensitivity: float):
     """How often this rank tells the others something, forwards and backwards."""
     z = torch.randn(2, 4, D, requires_grad=True)
     out = SubspaceOutput(z[0], torch.rand(K, D, requires_grad=True), torch.randn(4, K, requires_grad=True))
+    out = out._replace(kinds=KINDS, granularity="subspace")
     loss = LOSSES[name](gather_distributed=True)
     loss.sensitivity_param = sensitivity
     told, tell = [], dist.all_reduce
     dist.all_reduce = lambda *args, **options: told.append(1) or tell(*args, **options)
     try:
-        value = loss(out, z[1], subspace=torch.arange(4) % K)
+        value = loss(out, z[1], kind=torch.arange(4) + 1)
         forwards = len(told)
         value.backward()
     finally:
@@ -205,22 +229,29 @@ def test_constants_of_sensitivity_do_not_go_round_in_the_backward_pass(group, na
 FORMS = {
     "one way": {},
     "both ways": {"symmetric": True},
-    "factorised": {"factorised": True},
+    "one at a time": {"how": "one at a time"},
+    "of kinds": {"how": "of kinds"},
     "nt-xent": {"nt_xent": True},
-    "nt-xent factorised": {"nt_xent": True, "factorised": True},
+    "nt-xent one at a time": {"nt_xent": True, "how": "one at a time"},
+    "nt-xent of kinds": {"nt_xent": True, "how": "of kinds"},
 }
 
 
-def contrast_of(form: str, where: slice | None, size: int, dtype=torch.float64, backend="auto", reduction="mean"):
-    z, masks, _, subspace, temperature = batch(size, 1, dtype)
+def form_of(form: str, row, where: slice):
+    """The function of a form, and what it is told beside views and masks."""
     options = dict(FORMS[form])
-    where, gather = where or slice(None), where is not None
     function = MF.subspace_nt_xent if options.pop("nt_xent", False) else MF.subspace_info_nce
-    own = subspace[where] if options.pop("factorised", False) else None
+    return partial(function, **pairs_of(options.pop("how", "in every mask"), row, where), **options)
+
+
+def contrast_of(form: str, where: slice | None, size: int, dtype=torch.float64, backend="auto", reduction="mean"):
+    z, masks, _, row, temperature = batch(size, 1, dtype)
+    where, gather = where or slice(None), where is not None
+    function = form_of(form, row, where)
 
     def call(z, masks, temperature):
         losses = function(
-            *z, masks, temperature, own, reduction=reduction, gather_distributed=gather, backend=backend, **options
+            *z, masks, temperature=temperature, reduction=reduction, gather_distributed=gather, backend=backend
         )
         return losses if reduction == "mean" else (losses * torch.arange(1.0, losses.numel() + 1).view_as(losses)).sum()
 
@@ -264,27 +295,22 @@ def test_half_precision_is_no_worse_than_one_process(group, form, dtype):
 
 
 def local_losses(rank: int, size: int, form: str):
-    z, masks, _, subspace, _ = batch(size, 1)
+    z, masks, _, row, _ = batch(size)
     where = part(rank, size)
-    options = dict(FORMS[form])
-    function = MF.subspace_nt_xent if options.pop("nt_xent", False) else MF.subspace_info_nce
-    own = subspace[where] if options.pop("factorised", False) else None
-    return function(*z[:, where], masks, 0.2, own, reduction="none", gather_distributed=True, **options)
+    function = form_of(form, row, where)
+    return function(*z[:, where], masks, temperature=0.2, reduction="none", gather_distributed=True)
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_no_reduction_gives_the_own_anchors(group, form):
-    z, masks, _, subspace, _ = batch(3, 1)
-    options = dict(FORMS[form])
-    function = MF.subspace_nt_xent if options.pop("nt_xent", False) else MF.subspace_info_nce
-    own = subspace if options.pop("factorised", False) else None
-    wanted = function(*z, masks, 0.2, own, reduction="none", backend="eager", **options)
+    z, masks, _, row, _ = batch(3)
+    wanted = form_of(form, row, slice(None))(*z, masks, temperature=0.2, reduction="none", backend="eager")
     torch.testing.assert_close(torch.cat(group(3)(local_losses, 3, form)), wanted)
 
 
 def upstream_of_its_own(rank: int):
     z = torch.randn(2, 3, D, dtype=torch.float64, generator=torch.Generator().manual_seed(rank), requires_grad=True)
-    losses = MF.subspace_info_nce(*z, torch.ones(K, D).double(), 0.5, reduction="none", gather_distributed=True)
+    losses = MF.subspace_info_nce(*z, torch.ones(K, D).double(), temperature=0.5, reduction="none", gather_distributed=True)
     (losses * (rank + 1)).sum().backward()
     return z.detach(), z.grad
 
@@ -292,7 +318,7 @@ def upstream_of_its_own(rank: int):
 def test_every_rank_may_weigh_its_losses_as_it_likes(group):
     views, grads = zip(*group(2)(upstream_of_its_own), strict=True)
     z = torch.cat(views, 1).requires_grad_()
-    losses = MF.subspace_info_nce(*z, torch.ones(K, D).double(), 0.5, reduction="none", backend="eager")
+    losses = MF.subspace_info_nce(*z, torch.ones(K, D).double(), temperature=0.5, reduction="none", backend="eager")
     (losses * torch.tensor([1, 1, 1, 2, 2, 2])[:, None]).sum().backward()
     torch.testing.assert_close(torch.cat(grads, 1), z.grad)
 
@@ -378,7 +404,7 @@ def bytes_on_a_rank(rank: int, size: int):
     masks = torch.rand(k, d, generator=torch.Generator().manual_seed(9)).requires_grad_()
 
     def loss(z, masks):
-        return MF.subspace_info_nce(*z, masks, 0.1, symmetric=True, gather_distributed=True)
+        return MF.subspace_info_nce(*z, masks, temperature=0.1, symmetric=True, gather_distributed=True)
 
     return memory.measure(loss, Inputs([z, masks], []))
 
@@ -394,7 +420,7 @@ def test_memory_of_a_rank_does_not_grow_with_their_number(group):
 
 def disagree(rank: int):
     z = torch.randn(2, 4, 5 + rank)
-    return MF.subspace_nt_xent(*z, torch.ones(2, 5 + rank), 0.5, gather_distributed=True)
+    return MF.subspace_nt_xent(*z, torch.ones(2, 5 + rank), temperature=0.5, gather_distributed=True)
 
 
 def test_ranks_that_disagree_all_say_so(group):
@@ -429,7 +455,10 @@ def sensitivity_with_nan_on_one(rank: int):
     z, weight = torch.randn(2, 4, D), torch.ones(4)
     if rank == 1:
         weight[2] = torch.nan
-    return MF.subspace_sensitivity(*z, torch.zeros(K, D), torch.arange(4) % K, weight, gather_distributed=True).mean()
+    kind = torch.arange(4) % K
+    return MF.subspace_sensitivity(
+        *z, torch.zeros(K, D), kind=kind, weight=weight, gather_distributed=True
+    ).mean()
 
 
 def test_a_nan_weight_on_one_rank_reaches_all(group):
@@ -438,7 +467,7 @@ def test_a_nan_weight_on_one_rank_reaches_all(group):
 
 def plain_formula(rank: int):
     z = torch.randn(2, 4, D)
-    return MF.subspace_nt_xent(*z, torch.ones(K, D), 0.5, gather_distributed=True, backend="eager")
+    return MF.subspace_nt_xent(*z, torch.ones(K, D), temperature=0.5, gather_distributed=True, backend="eager")
 
 
 def test_all_pairs_over_ranks_have_no_plain_formula(group):
@@ -457,7 +486,7 @@ def test_positives_by_sample_stay_on_a_rank():
     index = torch.arange(2)
     with pytest.raises(ValueError, match="gather_distributed: got True beside sample0 and sample1, wanted False"):
         MF.subspace_info_nce(
-            *torch.randn(2, 2, D), torch.ones(K, D), 0.5, sample0=index, sample1=index, gather_distributed=True
+            *torch.randn(2, 2, D), torch.ones(K, D), temperature=0.5, sample0=index, sample1=index, gather_distributed=True
         )
 
 
