@@ -1,5 +1,7 @@
 """Where a loss runs: on which backend, and over which ranks."""
 
+from typing import Self
+
 import torch
 from torch import Tensor
 
@@ -29,8 +31,20 @@ class Run:
         check_choice("backend", backend, BACKENDS)
         self.backend: Backend = backend
         self.distributed = ops.ranks(gather_distributed) > 1
+        self._call: tuple[Tensor, Tensor, Tensor | None, list[str]] | None = None
         self._last: Tensor | None = None
         self._last_learned: Tensor | None = None  # the last with a gradient: the backward pass speaks to ranks as well
+
+    def of(self, function: str, z: Tensor, masks: Tensor, kinds: Tensor | None = None, **options: object) -> Self:
+        """This run, of a call that all ranks must make alike: with the same D, K, dtype, kinds of pairs and options.
+
+        They are compared before the ranks are told anything, once for each way of calling: see
+        :func:`mast_ops.ops.agree`, which raises a ValueError on every rank if they differ.
+        """
+        if self.distributed:
+            names = [f"{name}={value}" for name, value in options.items()]
+            self._call = (z, masks, kinds, [f"function={function}", f"backend={self.backend}", *names])
+        return self
 
     def tied(self, x: Tensor, *others: Tensor | None) -> Tensor:
         """``x``, once the ranks were told all that they were told before. It is copied: tie small tensors.
@@ -38,7 +52,12 @@ class Run:
         For an operator that speaks to ranks itself, of ``x`` and ``others``. A constant is not tied to a gradient, or
         it would go round again in the backward pass.
         """
-        if not self.distributed or self._last is None:
+        if not self.distributed:
+            return x
+        if self._call is not None:
+            call, self._call = self._call, None
+            self.told(ops.agree(*call))
+        if self._last is None:
             return x
         learned = torch.is_grad_enabled() and any(y is not None and y.requires_grad for y in (x, *others))
         if not learned or self._last is not self._last_learned:

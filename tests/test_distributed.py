@@ -23,9 +23,13 @@ from mast_ops import (
     SubspaceVICRegLoss,
     UncertaintyInvarianceLoss,
 )
+from mast_ops.ops import agreement
 from mast_ops.ops.ring import _Ring
 
 D, K = 5, 3
+KINDS = torch.tensor([[1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 0], [1, 1, 1]], dtype=torch.bool)
+WIDTHS = {"sample": 1, "subspace": K, "dimension": D}
+HOW = ["in every mask", "one at a time", "of kinds"]  # what is known of a pair
 SIZES = {2: (5, 2), 3: (4, 1, 3), 4: (2, 3, 1, 2)}  # an uneven batch for each number of ranks
 LOSSES = {
     "nt-xent": partial(SubspaceNTXentLoss, 0.3),
@@ -54,8 +58,8 @@ def group():
         ranks.close()
 
 
-def batch(size: int, columns: int, dtype=torch.float64):
-    """Views, masks, log-variances, subspaces and a temperature: the same on every rank."""
+def batch(size: int, columns: int = 1, dtype=torch.float64):
+    """Views, masks, log-variances, rows of a table of kinds and a temperature: the same on every rank."""
     g = torch.Generator().manual_seed(size)
     n = sum(SIZES[size])
 
@@ -64,7 +68,14 @@ def batch(size: int, columns: int, dtype=torch.float64):
 
     z = normal(2, n, D)
     masks = (torch.rand(K, D, generator=g, dtype=torch.float64) + 0.1).to(dtype)
-    return z, masks, normal(2, n, columns), torch.randint(K, (n,), generator=g), torch.tensor(0.4, dtype=dtype)
+    return z, masks, normal(2, n, columns), torch.randint(len(KINDS), (n,), generator=g), torch.tensor(0.4, dtype=dtype)
+
+
+def pairs_of(how: str, row, where: slice):
+    """``kinds`` and ``kind`` of the samples of a rank."""
+    if how == "in every mask":
+        return {}
+    return {"kind": row[where] % K} if how == "one at a time" else {"kinds": KINDS, "kind": row[where]}
 
 
 def part(rank: int, size: int) -> slice:
@@ -95,53 +106,81 @@ def assert_equal_to_one_process(results, whole, size: int, **tolerance) -> None:
         torch.testing.assert_close(got, wanted, **tolerance)
 
 
-def loss_of(name: str, columns: int, factorised: bool, where: slice | None, size: int, compiler=None, backend="auto"):
-    z, masks, log_variance, subspace, _ = batch(size, columns)
+def loss_of(name: str, granularity, how: str, where: slice | None, size: int, compiler=None, backend="auto"):
+    z, masks, log_variance, row, _ = batch(size, WIDTHS.get(granularity, 1))
     where = where or slice(None)
     loss = LOSSES[name](gather_distributed=where != slice(None), backend=backend)
     run = torch.compile(loss, fullgraph=True, backend=compiler) if compiler else loss
+    pairs = pairs_of(how, row, where)
+    kinds = pairs.pop("kinds", None)
 
     def call(z, masks, log_variance):
-        views = [SubspaceOutput(a, masks, v) for a, v in zip(z, log_variance, strict=True)]
-        return run(*views, subspace=subspace[where] if factorised else None)
+        doubts = log_variance if granularity else (None, None)
+        return run(*(SubspaceOutput(a, masks, v, kinds, granularity) for a, v in zip(z, doubts, strict=True)), **pairs)
 
     return value_and_gradients(call, (z[:, where], masks, log_variance[:, where]))
 
 
-def run_loss(rank: int, size: int, name: str, columns: int, factorised: bool, *how):
+def run_loss(rank: int, size: int, name: str, granularity, how: str, *options):
     torch._dynamo.reset()
-    return loss_of(name, columns, factorised, part(rank, size), size, *how)
+    return loss_of(name, granularity, how, part(rank, size), size, *options)
+
+
+def granularities_of(name: str):
+    """A cosine has no variance of a dimension."""
+    return [None, "sample", "subspace", *(["dimension"] if name != "invariance of cosines" else [])]
 
 
 @pytest.mark.parametrize("size", [2, 3])
-@pytest.mark.parametrize("factorised", [False, True])
+@pytest.mark.parametrize("how", HOW)
 @pytest.mark.parametrize("name", LOSSES)
-def test_losses_are_those_of_the_whole_batch(group, name, factorised, size):
-    for columns, backend in ((1, "auto"), (K, "chunked")):
-        whole = loss_of(name, columns, factorised, None, size, backend="eager")
-        results = group(size)(run_loss, size, name, columns, factorised, None, backend)
-        assert_equal_to_one_process(results, whole, size)
+def test_losses_are_those_of_the_whole_batch(group, name, how, size):
+    for granularity in granularities_of(name):
+        whole = loss_of(name, granularity, how, None, size, backend="eager")
+        for backend in ("auto", "chunked"):
+            results = group(size)(run_loss, size, name, granularity, how, None, backend)
+            assert_equal_to_one_process(results, whole, size)
 
 
-@pytest.mark.parametrize(
-    ("name", "compiler"),
-    [
-        *((name, "aot_eager") for name in LOSSES),
-        *((name, "inductor") for name in ("vicreg", "barlow twins", "cosine", "normalised invariance")),
-    ],
-)
-def test_losses_under_compile(group, name, compiler):
+@pytest.mark.parametrize("granularity", [None, *WIDTHS])
+@pytest.mark.parametrize("name", LOSSES)
+def test_losses_under_compile(group, name, granularity):
+    if granularity not in granularities_of(name):
+        pytest.skip("a cosine has no variance of a dimension")
+    whole = loss_of(name, granularity, "of kinds", None, 3, backend="eager")
+    results = group(3)(run_loss, 3, name, granularity, "of kinds", "aot_eager", "auto")
+    assert_equal_to_one_process(results, whole, 3)
+
+
+def run_loss_and_listen(rank: int, *args):
+    """Also how many numbers each sum over ranks has, forwards and backwards, in the order that this rank tells them."""
+    told, tell = [], dist.all_reduce
+    dist.all_reduce = lambda x, *args, **options: told.append(x.numel()) or tell(x, *args, **options)
+    try:
+        return run_loss(rank, *args), told
+    finally:
+        dist.all_reduce = tell
+
+
+@pytest.mark.parametrize("name", ["vicreg", "barlow twins", "cosine", "normalised invariance"])
+def test_losses_under_inductor(group, name):
     """Ranks of unlike shapes: where nothing ties collectives together, Inductor runs them in another order on each."""
-    whole = loss_of(name, K, True, None, 2, backend="eager")
-    assert_equal_to_one_process(group(2)(run_loss, 2, name, K, True, compiler, "auto"), whole, 2)
+    whole = loss_of(name, "subspace", "of kinds", None, 2, backend="eager")
+    how = (2, name, "subspace", "of kinds")
+    results, told = zip(*group(2)(run_loss_and_listen, *how, "inductor", "chunked"), strict=True)
+    assert_equal_to_one_process(results, whole, 2)
+    _, eager = zip(*group(2)(run_loss_and_listen, *how, None, "chunked"), strict=True)
+    assert told[0] == told[1]
+    assert eager[0] == eager[1]
+    assert sorted(told[0]) == sorted(eager[0])
 
 
 def sensitivity_of(weighted: bool, where: slice | None, size: int, compiler=None, backend="auto"):
-    """Pairs closer than random ones are, so that the hinge is open; the last subspace is on the first rank alone."""
-    z, masks, _, subspace, _ = batch(size, 1)
+    """Pairs closer than random ones are, so that the hinge is open; the last alone differs on the first rank only."""
+    z, masks, _, row, _ = batch(size)
     first = torch.arange(z.shape[1]) < SIZES[size][0]
-    subspace = torch.where(first, subspace, subspace % (K - 1))
-    subspace[0] = K - 1
+    row = torch.where(first | (row >= K), row, row % (K - 1))
+    row[0] = K - 1
     weight = torch.linspace(0.2, 3.0, z.shape[1], dtype=z.dtype) if weighted else None
     where, gather = where or slice(None), where is not None
 
@@ -149,7 +188,7 @@ def sensitivity_of(weighted: bool, where: slice | None, size: int, compiler=None
         z0, z1 = z[0], z[0] + 0.4 * z[1]
         own = None if weight is None else weight[where]
         return MF.subspace_sensitivity(
-            z0, z1, masks, subspace[where], own, gather_distributed=gather, backend=backend
+            z0, z1, masks, kinds=KINDS, kind=row[where], weight=own, gather_distributed=gather, backend=backend
         ) @ torch.arange(1.0, K + 1, dtype=z.dtype)
 
     run = torch.compile(call, fullgraph=True, backend=compiler) if compiler else call
@@ -181,12 +220,13 @@ def sums_told(rank: int, name: str, sensitivity: float):
     """How often this rank tells the others something, forwards and backwards."""
     z = torch.randn(2, 4, D, requires_grad=True)
     out = SubspaceOutput(z[0], torch.rand(K, D, requires_grad=True), torch.randn(4, K, requires_grad=True))
+    out = out._replace(kinds=KINDS, granularity="subspace")
     loss = LOSSES[name](gather_distributed=True)
     loss.sensitivity_param = sensitivity
     told, tell = [], dist.all_reduce
     dist.all_reduce = lambda *args, **options: told.append(1) or tell(*args, **options)
     try:
-        value = loss(out, z[1], subspace=torch.arange(4) % K)
+        value = loss(out, z[1], kind=torch.arange(4) + 1)
         forwards = len(told)
         value.backward()
     finally:
@@ -196,31 +236,40 @@ def sums_told(rank: int, name: str, sensitivity: float):
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_constants_of_sensitivity_do_not_go_round_in_the_backward_pass(group, name):
-    """A mean and a variance of each view, and the sums by subspace, of which alone there is a gradient."""
+    """A mean and a variance of each view, the mean of weights where pairs have any, and the sums by kind, of which
+    alone there is a gradient."""
+    sums = 6 if name.startswith("vicreg") else 5
     with_it, without = (group(2)(sums_told, name, weight) for weight in (1.0, 0.0))
     for (forwards, backwards), (forwards_without, backwards_without) in zip(with_it, without, strict=True):
-        assert (forwards - forwards_without, backwards - backwards_without) == (5, 1)
+        assert (forwards - forwards_without, backwards - backwards_without) == (sums, 1)
 
 
 FORMS = {
     "one way": {},
     "both ways": {"symmetric": True},
-    "factorised": {"factorised": True},
+    "one at a time": {"how": "one at a time"},
+    "of kinds": {"how": "of kinds"},
     "nt-xent": {"nt_xent": True},
-    "nt-xent factorised": {"nt_xent": True, "factorised": True},
+    "nt-xent one at a time": {"nt_xent": True, "how": "one at a time"},
+    "nt-xent of kinds": {"nt_xent": True, "how": "of kinds"},
 }
 
 
-def contrast_of(form: str, where: slice | None, size: int, dtype=torch.float64, backend="auto", reduction="mean"):
-    z, masks, _, subspace, temperature = batch(size, 1, dtype)
+def form_of(form: str, row, where: slice):
+    """The function of a form, and what it is told beside views and masks."""
     options = dict(FORMS[form])
-    where, gather = where or slice(None), where is not None
     function = MF.subspace_nt_xent if options.pop("nt_xent", False) else MF.subspace_info_nce
-    own = subspace[where] if options.pop("factorised", False) else None
+    return partial(function, **pairs_of(options.pop("how", "in every mask"), row, where), **options)
+
+
+def contrast_of(form: str, where: slice | None, size: int, dtype=torch.float64, backend="auto", reduction="mean"):
+    z, masks, _, row, temperature = batch(size, 1, dtype)
+    where, gather = where or slice(None), where is not None
+    function = form_of(form, row, where)
 
     def call(z, masks, temperature):
         losses = function(
-            *z, masks, temperature, own, reduction=reduction, gather_distributed=gather, backend=backend, **options
+            *z, masks, temperature=temperature, reduction=reduction, gather_distributed=gather, backend=backend
         )
         return losses if reduction == "mean" else (losses * torch.arange(1.0, losses.numel() + 1).view_as(losses)).sum()
 
@@ -264,27 +313,24 @@ def test_half_precision_is_no_worse_than_one_process(group, form, dtype):
 
 
 def local_losses(rank: int, size: int, form: str):
-    z, masks, _, subspace, _ = batch(size, 1)
+    z, masks, _, row, _ = batch(size)
     where = part(rank, size)
-    options = dict(FORMS[form])
-    function = MF.subspace_nt_xent if options.pop("nt_xent", False) else MF.subspace_info_nce
-    own = subspace[where] if options.pop("factorised", False) else None
-    return function(*z[:, where], masks, 0.2, own, reduction="none", gather_distributed=True, **options)
+    function = form_of(form, row, where)
+    return function(*z[:, where], masks, temperature=0.2, reduction="none", gather_distributed=True)
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_no_reduction_gives_the_own_anchors(group, form):
-    z, masks, _, subspace, _ = batch(3, 1)
-    options = dict(FORMS[form])
-    function = MF.subspace_nt_xent if options.pop("nt_xent", False) else MF.subspace_info_nce
-    own = subspace if options.pop("factorised", False) else None
-    wanted = function(*z, masks, 0.2, own, reduction="none", backend="eager", **options)
+    z, masks, _, row, _ = batch(3)
+    wanted = form_of(form, row, slice(None))(*z, masks, temperature=0.2, reduction="none", backend="eager")
     torch.testing.assert_close(torch.cat(group(3)(local_losses, 3, form)), wanted)
 
 
 def upstream_of_its_own(rank: int):
     z = torch.randn(2, 3, D, dtype=torch.float64, generator=torch.Generator().manual_seed(rank), requires_grad=True)
-    losses = MF.subspace_info_nce(*z, torch.ones(K, D).double(), 0.5, reduction="none", gather_distributed=True)
+    losses = MF.subspace_info_nce(
+        *z, torch.ones(K, D).double(), temperature=0.5, reduction="none", gather_distributed=True
+    )
     (losses * (rank + 1)).sum().backward()
     return z.detach(), z.grad
 
@@ -292,7 +338,7 @@ def upstream_of_its_own(rank: int):
 def test_every_rank_may_weigh_its_losses_as_it_likes(group):
     views, grads = zip(*group(2)(upstream_of_its_own), strict=True)
     z = torch.cat(views, 1).requires_grad_()
-    losses = MF.subspace_info_nce(*z, torch.ones(K, D).double(), 0.5, reduction="none", backend="eager")
+    losses = MF.subspace_info_nce(*z, torch.ones(K, D).double(), temperature=0.5, reduction="none", backend="eager")
     (losses * torch.tensor([1, 1, 1, 2, 2, 2])[:, None]).sum().backward()
     torch.testing.assert_close(torch.cat(grads, 1), z.grad)
 
@@ -310,50 +356,52 @@ def test_every_pair_of_ranks_meets_once(size, symmetric):
     assert sorted(met) == [(a, b) for a in range(size) for b in range(size)]
 
 
-def backbone_and_head(name: str):
-    """With predicted variances only where the loss uses them: DDP waits for every parameter's gradient."""
+def backbone_and_head():
     torch.manual_seed(3)
-    uncertainty = "subspace" if name == "vicreg" else None
     projector = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, D))
-    return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), MaskedSubspaceHead(projector, K, uncertainty=uncertainty)).double()
+    head = MaskedSubspaceHead(projector, K, kinds=KINDS, uncertainty="subspace")
+    return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), head).double()
 
 
-def step(model, loss, x, subspace):
-    loss(model(x[0]), model(x[1]), subspace=subspace).backward()
+def step(model, loss, x, kind):
+    out0, out1 = model(x[0]), model(x[1])
+    assert torch.equal(out0.kinds, KINDS)
+    assert out0.granularity == "subspace"
+    loss(out0, out1, kind=kind).backward()
 
 
 def images(size: int):
     g = torch.Generator().manual_seed(1)
     n = 4 * size
-    return torch.randn(2, n, 4, generator=g, dtype=torch.float64), torch.randint(K, (n,), generator=g)
+    return torch.randn(2, n, 4, generator=g, dtype=torch.float64), torch.randint(len(KINDS), (n,), generator=g)
 
 
 def train_parallel(rank: int, size: int, name: str, how: str):
-    x, subspace = images(size)
+    x, kind = images(size)
     mine = slice(4 * rank, 4 * rank + 4)
-    model, loss = backbone_and_head(name), LOSSES[name](gather_distributed=True)
+    model, loss = backbone_and_head(), LOSSES[name](gather_distributed=True)
     if how == "fsdp":
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard
 
         mesh = init_device_mesh("cpu", (size,))
         fully_shard(model[2], mesh=mesh)
-        step(fully_shard(model, mesh=mesh), loss, x[:, mine], subspace[mine])
+        step(fully_shard(model, mesh=mesh), loss, x[:, mine], kind[mine])
         return {n: p.grad.full_tensor() for n, p in model.named_parameters()}
     parallel = nn.parallel.DistributedDataParallel(model)
     if how == "compiled":
         torch._dynamo.reset()
         parallel, loss = (torch.compile(x, backend="aot_eager") for x in (parallel, loss))
-    step(parallel, loss, x[:, mine], subspace[mine])
+    step(parallel, loss, x[:, mine], kind[mine])
     return {n: p.grad for n, p in model.named_parameters()}
 
 
 @pytest.mark.parametrize("how", ["ddp", "compiled", "fsdp"])
 @pytest.mark.parametrize("name", ["nt-xent", "vicreg"])
 def test_parameters_get_the_gradients_of_one_process(group, name, how):
-    x, subspace = images(2)
-    model = backbone_and_head(name)
-    step(model, LOSSES[name](backend="eager"), x, subspace)
+    x, kind = images(2)
+    model = backbone_and_head()
+    step(model, LOSSES[name](backend="eager"), x, kind)
     wanted = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
     for grads in group(2)(train_parallel, 2, name, how):
         if isinstance(grads, Exception):
@@ -361,6 +409,26 @@ def test_parameters_get_the_gradients_of_one_process(group, name, how):
         assert {n for n, g in grads.items() if g is not None} >= set(wanted)
         for n, grad in wanted.items():
             torch.testing.assert_close(grads[n], grad, msg=lambda text, n=n: f"{n}: {text}")
+
+
+def train_with_doubt(rank: int, name: str, uncertainty: str):
+    """DDP starts a second step only after every parameter had a gradient in the first."""
+    torch.manual_seed(rank)
+    head = MaskedSubspaceHead(nn.Linear(4, D), K, kinds=KINDS, uncertainty=uncertainty)
+    parallel, loss = nn.parallel.DistributedDataParallel(head), LOSSES[name](gather_distributed=True)
+    for _ in range(3):
+        kind = torch.randint(len(KINDS), (6,))
+        loss(parallel(torch.randn(6, 4)), parallel(torch.randn(6, 4)), kind=kind).backward()
+    return head.uncertainty.weight.grad
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_ddp_goes_on_where_a_loss_has_no_use_for_a_variance(group, name):
+    for uncertainty in granularities_of(name)[1:]:
+        for grad in group(2)(train_with_doubt, name, uncertainty):
+            if isinstance(grad, Exception):
+                raise grad
+            assert grad.any() == ("vicreg" in name or "invariance" in name)
 
 
 @pytest.mark.parametrize("name", measure.MEASURED)
@@ -378,7 +446,7 @@ def bytes_on_a_rank(rank: int, size: int):
     masks = torch.rand(k, d, generator=torch.Generator().manual_seed(9)).requires_grad_()
 
     def loss(z, masks):
-        return MF.subspace_info_nce(*z, masks, 0.1, symmetric=True, gather_distributed=True)
+        return MF.subspace_info_nce(*z, masks, temperature=0.1, symmetric=True, gather_distributed=True)
 
     return memory.measure(loss, Inputs([z, masks], []))
 
@@ -392,25 +460,87 @@ def test_memory_of_a_rank_does_not_grow_with_their_number(group):
     assert five["saved"] == four["saved"] < view
 
 
-def disagree(rank: int):
-    z = torch.randn(2, 4, 5 + rank)
-    return MF.subspace_nt_xent(*z, torch.ones(2, 5 + rank), 0.5, gather_distributed=True)
+def run_disagreeing(rank: int, what: str, compiled: bool):
+    """One rank differs from the others in one thing, and they have compared nothing yet."""
+    agreement._agreed.clear()
+    odd = rank == 1
+    d, k = (D + 1 if what == "D" and odd else D), (K + 1 if what == "K" and odd else K)
+    dtype = torch.bfloat16 if what == "dtype" and odd else torch.float16
+    z, masks, kinds = torch.randn(2, 4, d).to(dtype), torch.ones(k, d), torch.eye(k, dtype=torch.bool)
+    if what == "kinds" and odd:
+        kinds = kinds.flip(0)
+    if what == "function" and odd:
+        loss = SubspaceBarlowTwinsLoss(gather_distributed=True)
+    else:
+        scope, normalize = ("subspace" if what == "scope" and odd else "embedding"), not (what == "normalize" and odd)
+        weight = 0.0 if what == "sensitivity" and odd else 1.0
+        loss = SubspaceVICRegLoss(scope=scope, normalize=normalize, sensitivity_param=weight, gather_distributed=True)
+        loss.backend = "chunked" if what == "backend" and odd else "auto"
+    kind = None if what == "kind" and odd else torch.tensor([0, 1, 2, 0])
+    doubt = None if what == "granularity" and odd else "sample"
+    outs = [SubspaceOutput(x, masks, torch.zeros(4, 1) if doubt else None, kinds, doubt) for x in z]
+    if compiled:
+        torch._dynamo.reset()
+        loss = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    return loss(*outs, kind=kind)
 
 
-def test_ranks_that_disagree_all_say_so(group):
-    for rank, error in enumerate(group(2)(disagree)):
+DISAGREEMENTS = {
+    "D": (D, D + 1),
+    "K": (K, K + 1),
+    "dtype": (torch.float16, torch.bfloat16),
+    "kinds": ([[1, 0, 0], [0, 1, 0], [0, 0, 1]], [[0, 0, 1], [0, 1, 0], [1, 0, 0]]),
+    "function": ("SubspaceVICRegLoss", "SubspaceBarlowTwinsLoss"),
+    "scope": ("embedding", "subspace"),
+    "normalize": (True, False),
+    "sensitivity": (True, False),
+    "backend": ("auto", "chunked"),
+    "kind": (True, False),
+    "granularity": ("sample", None),
+}
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("what", DISAGREEMENTS)
+def test_ranks_that_disagree_all_say_so(group, what, compiled):
+    most, odd = DISAGREEMENTS[what]
+    for rank, error in enumerate(group(3)(run_disagreeing, what, compiled)):
+        got, wanted, other = (odd, most, 0) if rank == 1 else (most, odd, 1)
+        words = f"gather_distributed: got {what} = {got} on rank {rank}, wanted {wanted}, that of rank {other}"
+        assert words in str(error)
+
+
+def disagree(rank: int, dtypes: tuple[torch.dtype, ...], dims: tuple[int, ...]):
+    z = torch.randn(2, 4, dims[rank], dtype=dtypes[rank])
+    return MF.subspace_nt_xent(*z, torch.ones(2, dims[rank]), temperature=0.5, gather_distributed=True)
+
+
+def test_functions_compare_as_losses_do(group):
+    for rank, error in enumerate(group(2)(disagree, (torch.float32,) * 2, (5, 6))):
         assert f"gather_distributed: got D = {5 + rank} on rank {rank}, wanted {6 - rank}" in str(error)
-
-
-def disagree_in_dtype(rank: int):
-    z = torch.randn(2, 4, 5, dtype=(torch.float16, torch.bfloat16)[rank])
-    return MF.subspace_nt_xent(*z, torch.ones(2, 5), 0.5, gather_distributed=True)
-
-
-def test_ranks_that_disagree_in_dtype_say_so_though_elements_are_as_wide(group):
-    first, second = map(str, group(2)(disagree_in_dtype))
+    first, second = map(str, group(2)(disagree, (torch.float16, torch.bfloat16), (5, 5)))  # elements are as wide
     assert "gather_distributed: got dtype = torch.float16 on rank 0, wanted torch.bfloat16, that of rank 1" in first
     assert "gather_distributed: got dtype = torch.bfloat16 on rank 1, wanted torch.float16, that of rank 0" in second
+
+
+def comparisons(rank: int):
+    """How often ranks compare in calls of two ways, each made thrice, with other samples each time."""
+    compared, compare = [], dist.all_gather_object
+    dist.all_gather_object = lambda *args, **options: compared.append(1) or compare(*args, **options)
+    loss = SubspaceVICRegLoss(gather_distributed=True)
+    try:
+        for n in (3, 4, 5):
+            for width in (7, 8):
+                loss.lambda_param = float(n)  # a weight may be scheduled
+                loss(*torch.randn(2, n + rank, width), masks=torch.ones(2, width))
+        MF.masked_distance(*torch.randn(2, 3, 9), torch.ones(2, 9), gather_distributed=True)  # speaks to no one
+    finally:
+        dist.all_gather_object = compare
+    return len(compared)
+
+
+def test_ranks_compare_once_for_each_way_of_calling(group):
+    assert group(2)(comparisons) == [2, 2]
 
 
 def nan_on_one(rank: int, name: str):
@@ -429,7 +559,8 @@ def sensitivity_with_nan_on_one(rank: int):
     z, weight = torch.randn(2, 4, D), torch.ones(4)
     if rank == 1:
         weight[2] = torch.nan
-    return MF.subspace_sensitivity(*z, torch.zeros(K, D), torch.arange(4) % K, weight, gather_distributed=True).mean()
+    kind = torch.arange(4) % K
+    return MF.subspace_sensitivity(*z, torch.zeros(K, D), kind=kind, weight=weight, gather_distributed=True).mean()
 
 
 def test_a_nan_weight_on_one_rank_reaches_all(group):
@@ -438,7 +569,7 @@ def test_a_nan_weight_on_one_rank_reaches_all(group):
 
 def plain_formula(rank: int):
     z = torch.randn(2, 4, D)
-    return MF.subspace_nt_xent(*z, torch.ones(K, D), 0.5, gather_distributed=True, backend="eager")
+    return MF.subspace_nt_xent(*z, torch.ones(K, D), temperature=0.5, gather_distributed=True, backend="eager")
 
 
 def test_all_pairs_over_ranks_have_no_plain_formula(group):
@@ -457,7 +588,12 @@ def test_positives_by_sample_stay_on_a_rank():
     index = torch.arange(2)
     with pytest.raises(ValueError, match="gather_distributed: got True beside sample0 and sample1, wanted False"):
         MF.subspace_info_nce(
-            *torch.randn(2, 2, D), torch.ones(K, D), 0.5, sample0=index, sample1=index, gather_distributed=True
+            *torch.randn(2, 2, D),
+            torch.ones(K, D),
+            temperature=0.5,
+            sample0=index,
+            sample1=index,
+            gather_distributed=True,
         )
 
 

@@ -88,7 +88,10 @@ def subspace_info_nce(
     problem = problem_of(pairs, _inverse(temperature, z0), sample0)._replace(
         z1=z1, sample1=sample1, both_ways=symmetric
     )
-    return _contrast(problem, Run(backend, gather_distributed), reduction)
+    run = Run(backend, gather_distributed).of(
+        "subspace_info_nce", z0, masks, kinds, kind=kind is not None, reduction=reduction, symmetric=symmetric
+    )
+    return _contrast(problem, run, reduction)
 
 
 def subspace_nt_xent(
@@ -141,7 +144,10 @@ def subspace_nt_xent(
     check_choice("reduction", reduction, REDUCTIONS)
     check_temperature(temperature)
     pairs = Pairs.of(z0, z1, masks, kinds=kinds, kind=kind)
-    return nt_xent(pairs, Run(backend, gather_distributed), temperature=temperature, reduction=reduction)
+    run = Run(backend, gather_distributed).of(
+        "subspace_nt_xent", z0, masks, kinds, kind=kind is not None, reduction=reduction
+    )
+    return nt_xent(pairs, run, temperature=temperature, reduction=reduction)
 
 
 def nt_xent(pairs: Pairs, run: Run, *, temperature: float | Tensor, reduction: Reduction = "mean") -> Tensor:

@@ -71,7 +71,7 @@ def masked_distance(
     """
     check_choice("reduction", reduction, REDUCTIONS)
     pairs = Pairs.of(z0, z1, masks, kinds=kinds, kind=kind)
-    run = Run(backend, gather_distributed)
+    run = Run(backend, gather_distributed).of("masked_distance", z0, masks, kinds, kind=kind is not None)
     with no_autocast(z0):
         gap, table = Gap(z0, z1), pairs.table()
         if reduction == "none":
@@ -125,7 +125,7 @@ def masked_cosine_similarity(
     check_positive("eps", eps)
     check_choice("reduction", reduction, REDUCTIONS)
     pairs = Pairs.of(z0, z1, masks, kinds=kinds, kind=kind)
-    run = Run(backend, gather_distributed)
+    run = Run(backend, gather_distributed).of("masked_cosine_similarity", z0, masks, kinds, kind=kind is not None)
     cosine = cosine_of_pairs(pairs, run, eps)
     return cosine if reduction == "none" else run.mean(cosine.mean(), len(z0))
 

@@ -46,7 +46,7 @@ def subspace_variance(z: Tensor, masks: Tensor, *, eps: float = 1e-4, gather_dis
         tensor([0.9900, 0.4950, 0.4950])
     """
     check_positive("eps", eps)
-    run = _run_of(z, masks, gather_distributed)
+    run = _run_of("subspace_variance", z, masks, gather_distributed)
     with no_autocast(z):
         z, masks = widen(z, masks)
         return _hinge(_statistics(z, run).variance, masks, eps)
@@ -82,7 +82,7 @@ def subspace_covariance(
         >>> subspace_covariance(z, torch.tensor([[1.0, 0.0], [1.0, 1.0]]))
         tensor([0., 4.])
     """
-    run = _run_of(z, masks, gather_distributed, backend)
+    run = _run_of("subspace_covariance", z, masks, gather_distributed, backend)
     with no_autocast(z):
         z, masks = widen(z, masks)
         return _covariance(_statistics(z, run), masks, run)
@@ -115,7 +115,7 @@ def subspace_moments(
         (tensor([0.4950, 0.0000]), tensor([0., 4.]))
     """
     check_positive("eps", eps)
-    return moments(z, masks, _run_of(z, masks, gather_distributed, backend), eps)
+    return moments(z, masks, _run_of("subspace_moments", z, masks, gather_distributed, backend), eps)
 
 
 def moments(z: Tensor, masks: Tensor, run: Run, eps: float) -> tuple[Tensor, Tensor]:
@@ -172,7 +172,8 @@ def subspace_barlow_twins(
         (tensor([0., 0.]), tensor([2., 0.]))
     """
     pairs = Pairs.of(z0, z1, masks, kinds=kinds, kind=kind)
-    return barlow_twins(pairs, Run(backend, gather_distributed))
+    run = Run(backend, gather_distributed).of("subspace_barlow_twins", z0, masks, kinds, kind=kind is not None)
+    return barlow_twins(pairs, run)
 
 
 def barlow_twins(pairs: Pairs, run: Run) -> tuple[Tensor, Tensor]:
@@ -215,10 +216,10 @@ class _Statistics(NamedTuple):
     num_samples: Tensor | int
 
 
-def _run_of(z: Tensor, masks: Tensor, gather_distributed: bool, backend: Backend = "auto") -> Run:
+def _run_of(function: str, z: Tensor, masks: Tensor, gather_distributed: bool, backend: Backend = "auto") -> Run:
     check_embedding("z", z)
     check_masks(masks, z)
-    run = Run(backend, gather_distributed)
+    run = Run(backend, gather_distributed).of(function, z, masks)
     check_batch(z, run, name="z")
     return run
 

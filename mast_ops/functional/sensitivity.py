@@ -76,7 +76,8 @@ def subspace_sensitivity(
     check_index("kind", kind, len(z0), z0.device)  # here it is not optional
     if weight is not None:
         check_weight("weight", weight, z0)
-    return sensitivity(pairs, Run(backend, gather_distributed), weight=weight, eps=eps)
+    run = Run(backend, gather_distributed).of("subspace_sensitivity", z0, masks, kinds)
+    return sensitivity(pairs, run, weight=weight, eps=eps)
 
 
 def sensitivity(pairs: Pairs, run: Run, *, weight: Tensor | None = None, eps: float = 1e-4) -> Tensor:

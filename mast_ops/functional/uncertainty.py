@@ -131,7 +131,10 @@ def uncertainty_invariance(
         raise ValueError(f"{missing}: got None beside {given}, wanted both or neither")
     uncertainty = None if log_variance is None or granularity is None else Uncertainty(log_variance, granularity)
     pairs = Pairs.of(z0, z1, masks, kinds=kinds, kind=kind, uncertainty=uncertainty)
-    run = Run(backend, gather_distributed)
+    options = {"distance": distance, "normalize": normalize, "reduction": reduction}
+    run = Run(backend, gather_distributed).of(
+        "uncertainty_invariance", z0, masks, kinds, kind=kind is not None, granularity=granularity, **options
+    )
     return invariance(pairs, run, distance=distance, normalize=normalize, reduction=reduction)
 
 

@@ -47,9 +47,12 @@ class SubspaceLoss(nn.Module, ABC):
     With ``gather_distributed=True`` the loss is that of the batches of all ranks of torch.distributed's default
     process group put together, the same value on every rank, and the gradients that DDP or FSDP average over ranks
     are that loss's own. Ranks may have different numbers of samples, but each at least one, and all of them must
-    call the loss. Candidates of contrastive losses go round a ring, statistics are summed: neither is gathered, so
-    that memory does not grow with the number of ranks. Without a process group there is one rank. Masks must be alike
-    on all ranks, as parameters under DDP and FSDP are.
+    call the loss, with one D, K, dtype, table of kinds and choice of options: these are compared in the first call of
+    each way, and every rank raises a ValueError where they differ. Masks must be alike on all ranks, as parameters
+    under DDP and FSDP are. Candidates of contrastive losses go round a ring, statistics are summed: neither is
+    gathered, so that memory does not grow with the number of ranks. Without a process group there is one rank.
+
+    A predicted variance that no term has a use for gets a gradient of zero: DDP waits for one of every parameter.
     """
 
     def __init__(
@@ -106,15 +109,29 @@ class SubspaceLoss(nn.Module, ABC):
         return_components: bool = False,
     ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
         pairs = pairs_of(out0, out1, masks=masks, kinds=kinds, kind=kind)
-        run = Run(self.backend, self.gather_distributed)
+        run = Run(self.backend, self.gather_distributed).of(
+            type(self).__name__, pairs.z0, pairs.masks, pairs.kinds, **self._options(pairs)
+        )
         terms = self.terms(pairs, run)
         if kind is not None and self.sensitivity_param > 0:
             value = sensitivity(pairs, run, weight=self.pair_weight(pairs, run)).sum()
             terms["sensitivity"] = (self.sensitivity_param, value)
         loss = torch.stack([weight * value for weight, value in terms.values()]).sum()
+        if pairs.uncertainty is not None:  # whatever the terms have a use for, DDP waits for a gradient
+            loss = loss + (0 * pairs.uncertainty.log_variance).sum()
         if not return_components:
             return loss
         return loss, {name: value.detach() for name, (_, value) in terms.items()}
+
+    def _options(self, pairs: Pairs) -> dict[str, object]:
+        """What decides which sums ranks are told. Weights may be scheduled, and change nothing in that."""
+        own = {name: value for name, value in vars(self).items() if isinstance(value, str | bool) and name[0] != "_"}
+        own.pop("training")
+        return own | {
+            "kind": pairs.kind is not None,
+            "granularity": None if pairs.uncertainty is None else pairs.uncertainty.granularity,
+            "sensitivity": self.sensitivity_param > 0,
+        }
 
 
 def pairs_of(out0: View, out1: View, *, masks: Tensor | None, kinds: Tensor | None, kind: Tensor | None) -> Pairs:

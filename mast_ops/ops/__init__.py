@@ -5,6 +5,7 @@ the kernels of that name.
 """
 
 from mast_ops.kernels.contract import Contrast, Gap, Table
+from mast_ops.ops.agreement import agree
 from mast_ops.ops.backend import BACKENDS, Backend, check_backend
 from mast_ops.ops.collectives import after, all_reduce, mean_over_ranks, ranks
 from mast_ops.ops.contrast import contrast, contrast_mean
@@ -18,6 +19,7 @@ __all__ = [
     "Gap",
     "Table",
     "after",
+    "agree",
     "all_reduce",
     "check_backend",
     "contrast",
