@@ -43,11 +43,11 @@ def _parser() -> argparse.ArgumentParser:
 def _inspect(args: argparse.Namespace) -> None:
     check_fraction("--threshold", args.threshold)
     head = _choose(load_heads(args.checkpoint), args.head)
-    description = inspection.describe(head, args.threshold)
+    description = inspection.describe(head, threshold=args.threshold)
     if args.plot:
         from mast_ops.plots import plot_summary  # matplotlib is an extra
 
-        figure = plot_summary(head.masks, head.subspaces, args.threshold)
+        figure = plot_summary(head.masks, head.subspaces, threshold=args.threshold)
         _write(args.plot, lambda path: figure.savefig(path, dpi=120), "--plot")
     if args.json:
         _write(args.json, lambda path: path.write_text(json.dumps(description, indent=1) + "\n"), "--json")

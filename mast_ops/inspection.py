@@ -5,12 +5,12 @@ from typing import Any
 
 import torch
 
-from mast_ops._kinds import kind_names
 from mast_ops.analysis import mask_density, mask_overlap, mask_sharing
 from mast_ops.checkpoints import StoredHead
+from mast_ops.kinds import names_of_kinds
 
 
-def describe(head: StoredHead, threshold: float = 0.5) -> dict[str, Any]:
+def describe(head: StoredHead, *, threshold: float = 0.5) -> dict[str, Any]:
     """Density, overlap, sharing, kinds of pairs and uncertainty of a head, in plain Python values, ready for JSON.
 
     Args:
@@ -22,14 +22,14 @@ def describe(head: StoredHead, threshold: float = 0.5) -> dict[str, Any]:
 
     Source: ours.
     """
-    sharing = mask_sharing(head.masks, threshold)
+    sharing = mask_sharing(head.masks, threshold=threshold)
     return {
         "subspaces": list(head.subspaces),
         "dim": head.masks.shape[1],
         "masks": {"kind": head.parameterization, **head.settings},
-        "kinds": list(kind_names(head.subspaces, head.kinds)),
+        "kinds": list(names_of_kinds(head.kinds, head.subspaces)),
         "threshold": threshold,
-        "density": mask_density(head.masks, threshold).tolist(),
+        "density": mask_density(head.masks, threshold=threshold).tolist(),
         "mean": head.masks.abs().mean(1).tolist(),
         "unique": sharing.unique.sum(1).tolist(),
         "shared": sharing.shared.sum(1).tolist(),
