@@ -87,7 +87,7 @@ CALLS = {
     "scope": (lambda: SubspaceVICRegLoss(scope="batch"), ValueError, "scope: got 'batch'"),
     "distance": (lambda: UncertaintyInvarianceLoss(distance="l1"), ValueError, "distance: got 'l1'"),
     "granularity": (lambda: UncertaintyInvarianceLoss(granularity="pixel"), ValueError, "granularity: got 'pixel'"),
-    "regularizer weight": (lambda: -1.0 * MaskCoverage(), ValueError, "weights: got -1.0"),
+    "regularizer weight": (lambda: -1.0 * MaskCoverage(), ValueError, "weight: got -1.0"),
     "floor": (lambda: MaskCoverage(floor=1.5), ValueError, "floor: got 1.5"),
     "expected L0 of soft masks": (lambda: MaskExpectedL0()(SigmoidMasks(2, 3)), TypeError, "masks: got SigmoidMasks"),
     "coverage": (lambda: NormalizedMasks(2, 3, coverage=1.0), ValueError, "coverage: got 1.0"),
