@@ -100,7 +100,7 @@ def plot_sharing(masks: Tensor, names: Sequence[str], *, threshold: float = 0.5,
     places = list(range(len(names)))
     ax.barh(places, unique.tolist(), height=0.7, color=_COLOURS[0], label="unique")
     ax.barh(places, shared.tolist(), height=0.7, left=unique.tolist(), color=_COLOURS[4], label="shared")
-    ax.set_yticks(places, names)
+    ax.set_yticks(places, names, parse_math=False)  # a $ in a name is a $
     ax.set_ylim(len(names) - 0.5, -0.5 - len(names) / (len(names) + 2))  # room for the legend
     ax.set_xlim(0, masks.shape[1])
     ax.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
@@ -156,15 +156,17 @@ def plot_uncertainty(curves: Mapping[str, tuple[Tensor, Tensor]], *, bins: int =
         lines.append((label, binned.strength[some].tolist(), binned.log_variance[some].tolist()))
     beside = len(lines) > 6  # that many names would cover the lines
     ax = _axes(ax, 8.5 if beside else 6.0, 4.0)
-    for i, (label, x, y) in enumerate(lines):
-        ax.plot(x, y, color=_COLOURS[i % 6], marker=_MARKERS[i % 5], label=label, linewidth=1.8, markersize=5)
+    for i, (_, x, y) in enumerate(lines):
+        ax.plot(x, y, color=_COLOURS[i % 6], marker=_MARKERS[i % 5], label=f"line {i}", linewidth=1.8, markersize=5)
     ax.set_xlabel("augmentation strength")
     ax.set_ylabel("mean predicted log-variance")
     _frame(ax, "both")
     if beside:
-        ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize="small")
+        legend = ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize="small")
     else:
-        ax.legend(edgecolor="none", fontsize="small")
+        legend = ax.legend(edgecolor="none", fontsize="small")
+    for entry, (label, _, _) in zip(legend.get_texts(), lines, strict=True):
+        entry.set(text=label, parse_math=False)  # here, as a legend leaves out what starts with an underscore
     return ax
 
 
@@ -197,10 +199,10 @@ def _axes(ax: Axes | None, width: float, height: float) -> Axes:
 def _cells(ax: Axes, names: Sequence[str], square: bool) -> None:
     """Names beside the rows of an image (and under its columns), white lines between them, no frame."""
     ends = [k - 0.5 for k in range(1, len(names))]
-    ax.set_yticks(range(len(names)), names)
+    ax.set_yticks(range(len(names)), names, parse_math=False)  # a $ in a name is a $
     ax.set_yticks(ends, minor=True)
     if square:
-        ax.set_xticks(range(len(names)), names, rotation=45, ha="right", rotation_mode="anchor")
+        ax.set_xticks(range(len(names)), names, rotation=45, ha="right", rotation_mode="anchor", parse_math=False)
         ax.set_xticks(ends, minor=True)
     ax.grid(False)  # some styles draw one over the cells
     ax.grid(which="minor", axis="both" if square else "y", color="white", linewidth=1.5)

@@ -217,6 +217,18 @@ def test_bad_curves_leave_no_figure(curves, bins, error, says):
     assert plt.get_fignums() == []
 
 
+@pytest.mark.parametrize("name", ["$\\frac{", "a$b$c", "_hidden", "two\nlines"])
+def test_names_are_drawn_as_they_are_written(name):
+    from mast_ops.plots import plot_summary
+
+    figure = plot_summary(torch.rand(2, 5), [name, "other"])
+    figure.draw_without_rendering()
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == [name, "other"]
+    ax = plot_uncertainty({name: (torch.rand(4), torch.rand(4)), "other": (torch.rand(4), torch.rand(4))}, ax=axes())
+    ax.figure.draw_without_rendering()
+    assert [line.split(" (")[0] for line in legend(ax)] == [name, "other"]
+
+
 def test_without_matplotlib_the_message_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.axes", None)
     monkeypatch.delitem(sys.modules, "mast_ops.plots")
