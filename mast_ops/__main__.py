@@ -2,14 +2,18 @@
 
 import argparse
 import json
-import os
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import TextIO
 
 from mast_ops import __version__, inspection
 from mast_ops._checks import check_fraction
+from mast_ops._files import write_all
 from mast_ops.checkpoints import StoredHead, load_heads
+
+_PICTURES = (".png", ".pdf", ".svg")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -18,8 +22,8 @@ def main(argv: list[str] | None = None) -> int:
         _inspect(args)
     except BrokenPipeError:
         return 1
-    except (ImportError, OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (ImportError, MemoryError, OSError, RuntimeError, TypeError, ValueError) as error:
+        _print(f"error: {inspection.printable(str(error) or type(error).__name__)}", sys.stderr)
         return 2
     return 0
 
@@ -42,21 +46,58 @@ def _parser() -> argparse.ArgumentParser:
 
 def _inspect(args: argparse.Namespace) -> None:
     check_fraction("--threshold", args.threshold)
+    _check_places(args)
     head = _choose(load_heads(args.checkpoint), args.head)
-    description = inspection.describe(head, args.threshold)
+    description = inspection.describe(head, threshold=args.threshold)
+    text = inspection.text(description)
+    files: dict[Path, Callable[[Path], object]] = {}
     if args.plot:
         from mast_ops.plots import plot_summary  # matplotlib is an extra
 
-        figure = plot_summary(head.masks, head.subspaces, args.threshold)
-        _write(args.plot, lambda path: figure.savefig(path, dpi=120), "--plot")
+        names = [inspection.printable(name) for name in head.subspaces]
+        figure = plot_summary(head.masks, names, threshold=args.threshold)
+        files[args.plot] = _writer("--plot", args.plot, lambda path: figure.savefig(path, dpi=120))
     if args.json:
-        _write(args.json, lambda path: path.write_text(json.dumps(description, indent=1) + "\n"), "--json")
+        words = json.dumps(description, indent=1, allow_nan=False) + "\n"
+        files[args.json] = _writer("--json", args.json, lambda path: path.write_text(words))
+    write_all(files)
     if not head.is_known:
-        print(
-            f"note: {head.parameterization} is no parameterisation of mast_ops: these are its bare weights",
-            file=sys.stderr,
-        )
-    print(inspection.text(description))
+        kind = inspection.printable(head.parameterization)
+        _print(f"note: {kind} is no parameterisation of mast_ops: these are its bare weights", sys.stderr)
+    _print(text, sys.stdout)
+
+
+def _check_places(args: argparse.Namespace) -> None:
+    """Where files would go: a folder that is there, and no file that is read or written as well."""
+    taken = [("the checkpoint", args.checkpoint)]
+    for option, path in (("--plot", args.plot), ("--json", args.json)):
+        if path is None:
+            continue
+        if not path.parent.is_dir() or (path.exists() and not path.is_file()):
+            raise ValueError(f"{option}: got {path}, wanted a file in a folder that exists")
+        for what, other in taken:
+            if path.resolve() == other.resolve() or (path.exists() and other.exists() and path.samefile(other)):
+                raise ValueError(f"{option}: got {path}, wanted another file than {what}")
+        taken.append((option, path))
+    if args.plot and args.plot.suffix.lower() not in _PICTURES:
+        raise ValueError(f"--plot: got {args.plot}, wanted a name that ends in {', '.join(_PICTURES)}")
+
+
+def _writer(option: str, place: Path, write: Callable[[Path], object]) -> Callable[[Path], object]:
+    def named(path: Path) -> None:
+        try:
+            with warnings.catch_warnings(action="ignore"):  # of signs that a font lacks
+                write(path)
+        except ValueError as error:
+            raise ValueError(f"{option}: got {place}: {error}") from error
+
+    return named
+
+
+def _print(text: str, stream: TextIO) -> None:
+    """Also where the stream's encoding lacks some of the signs."""
+    encoding = stream.encoding or "utf-8"
+    print(text.encode(encoding, "backslashreplace").decode(encoding), file=stream)
 
 
 def _choose(heads: dict[str, StoredHead], name: str | None) -> StoredHead:
@@ -66,20 +107,6 @@ def _choose(heads: dict[str, StoredHead], name: str | None) -> StoredHead:
         found = ", ".join(repr(place) for place in heads)
         raise ValueError(f"--head: got {name!r}, wanted one of the heads in this file: {found}")
     return heads[name]
-
-
-def _write(path: Path, write: Callable[[Path], object], option: str) -> None:
-    """The whole file or none: written beside its place, then moved there."""
-    if not path.parent.is_dir():
-        raise ValueError(f"{option}: got {path}, wanted a file in a folder that exists")
-    beside = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    try:
-        write(beside)
-        beside.replace(path)
-    except ValueError as error:
-        raise ValueError(f"{option}: got {path}: {error}") from error
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

@@ -6,10 +6,14 @@ the device.
 """
 
 import math
-from collections.abc import Sequence
+import numbers
+from collections.abc import Callable, Iterable, KeysView, Sequence, Set
+from types import UnionType
 
 import torch
 from torch import Tensor
+
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def check_embedding(name: str, z: Tensor) -> None:
@@ -20,6 +24,7 @@ def check_embedding(name: str, z: Tensor) -> None:
         raise ValueError(f"{name}: got shape {tuple(z.shape)}, wanted (N, D)")
     if not z.is_floating_point():
         raise TypeError(f"{name}: got dtype {z.dtype}, wanted a floating-point embedding")
+    check_dense(name, z)
     if z.shape[0] == 0 or z.shape[1] == 0:
         raise ValueError(f"{name}: got an empty tensor of shape {tuple(z.shape)}, wanted N >= 1 and D >= 1")
 
@@ -42,6 +47,20 @@ def check_alike(name: str, tensor: Tensor, other_name: str, other: Tensor) -> No
             raise ValueError(f"{name}: got {what} {got}, wanted {wanted}, that of {other_name}")
 
 
+def check_dense(name: str, tensor: Tensor) -> None:
+    """Strided, no nest of tensors, and of a dtype that arithmetic takes: float16, bfloat16, float32 or float64."""
+    if tensor.is_nested or tensor.layout != torch.strided:
+        raise TypeError(f"{name}: got {'nested' if tensor.is_nested else tensor.layout}, wanted a dense tensor")
+    if tensor.is_floating_point() and tensor.dtype not in _FLOATS:
+        raise TypeError(f"{name}: got dtype {tensor.dtype}, wanted float16, bfloat16, float32 or float64")
+
+
+def check_values(name: str, tensor: Tensor) -> None:
+    """Values that can be read: none on the meta device."""
+    if tensor.is_meta:
+        raise ValueError(f"{name}: got a tensor on the meta device, wanted one with values")
+
+
 def check_masks(masks: Tensor, z: Tensor | None = None, name: str = "masks") -> None:
     """Non-empty (K, D) floating-point masks; with an embedding, of its D, device and dtype."""
     if not isinstance(masks, Tensor):
@@ -50,6 +69,7 @@ def check_masks(masks: Tensor, z: Tensor | None = None, name: str = "masks") -> 
         raise ValueError(f"{name}: got shape {tuple(masks.shape)}, wanted (K, D)")
     if not masks.is_floating_point():
         raise TypeError(f"{name}: got dtype {masks.dtype}, wanted floating point")
+    check_dense(name, masks)
     if masks.shape[0] == 0 or masks.shape[1] == 0:
         raise ValueError(f"{name}: got an empty tensor of shape {tuple(masks.shape)}, wanted K >= 1 and D >= 1")
     if z is None:
@@ -113,36 +133,103 @@ def check_min_samples(num_samples: int, wanted: int, why: str, name: str = "z0")
         raise ValueError(f"{name}: got N={num_samples} sample(s), wanted at least {wanted}: {why}")
 
 
-def check_positive(name: str, value: float) -> None:
-    if not 0 < value < math.inf:
-        raise ValueError(f"{name}: got {value}, wanted a finite number > 0")
+def check_number(name: str, value: float) -> float:
+    """A finite number, Python's or NumPy's, and no bool. Returned as Python's, which JSON can write."""
+    return _check_range(name, value, "a finite number", lambda x: -math.inf < x < math.inf)
 
 
-def check_non_negative(name: str, value: float) -> None:
-    if not 0 <= value < math.inf:
-        raise ValueError(f"{name}: got {value}, wanted a finite number >= 0")
+def check_positive(name: str, value: float) -> float:
+    """A finite number > 0; see :func:`check_number`."""
+    return _check_range(name, value, "a finite number > 0", lambda x: 0 < x < math.inf)
 
 
-def check_fraction(name: str, value: float) -> None:
-    if not 0 <= value <= 1:
-        raise ValueError(f"{name}: got {value}, wanted a number from 0 to 1")
+def check_non_negative(name: str, value: float) -> float:
+    """A finite number >= 0; see :func:`check_number`."""
+    return _check_range(name, value, "a finite number >= 0", lambda x: 0 <= x < math.inf)
+
+
+def check_fraction(name: str, value: float) -> float:
+    """A number from 0 to 1; see :func:`check_number`."""
+    return _check_range(name, value, "a number from 0 to 1", lambda x: 0 <= x <= 1)
+
+
+def check_share(name: str, value: float) -> float:
+    """A number strictly between 0 and 1; see :func:`check_number`."""
+    return _check_range(name, value, "a number strictly between 0 and 1", lambda x: 0 < x < 1)
+
+
+def _check_range(name: str, value: float, wanted: str, inside: Callable[[float], bool]) -> float:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real | torch.SymInt | torch.SymFloat):
+        raise TypeError(f"{name}: got {shown(value)}, wanted {wanted}")
+    number = value
+    if type(value) is not float and isinstance(value, numbers.Real):
+        try:
+            number = float(value)
+        except OverflowError:
+            number = math.inf
+    if not inside(number):
+        raise ValueError(f"{name}: got {shown(value)}, wanted {wanted}")
+    return number
+
+
+def check_count(name: str, value: int, least: int = 1) -> int:
+    """A whole number from ``least`` on, Python's or NumPy's, and no bool. Returned as Python's."""
+    if type(value) is not int and (isinstance(value, bool) or not isinstance(value, numbers.Integral | torch.SymInt)):
+        raise TypeError(f"{name}: got {shown(value)}, wanted a whole number >= {least}")
+    if value < least:
+        raise ValueError(f"{name}: got {value}, wanted at least {least}")
+    return value if isinstance(value, int | torch.SymInt) else int(value)
+
+
+def check_flag(name: str, value: bool) -> None:
+    """True or False, and nothing that merely counts as one of them."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name}: got {shown(value)}, wanted True or False")
 
 
 def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    wanted = f"wanted one of {', '.join(map(repr, choices))}"
+    if not isinstance(value, str):
+        raise TypeError(f"{name}: got {shown(value)}, {wanted}")
     if value not in choices:
-        raise ValueError(f"{name}: got {value!r}, wanted one of {', '.join(map(repr, choices))}")
+        raise ValueError(f"{name}: got {value!r}, {wanted}")
 
 
-def check_names(name: str, names: Sequence[str]) -> None:
-    """At least one name; all of them non-empty strings, no two alike."""
-    if len(names) == 0:
+def check_names(name: str, names: Iterable[str]) -> tuple[str, ...]:
+    """At least one name; all of them strings with something to read, no two alike. Returned as a tuple.
+
+    Any order of names will do, the keys of a dictionary too, but no bare string, and no set, which has no order.
+    """
+    if isinstance(names, str | bytes | Set | Tensor) and not isinstance(names, KeysView):
+        raise TypeError(f"{name}: got {shown(names)}, wanted a sequence of names")
+    if not isinstance(names, Iterable):
+        raise TypeError(f"{name}: got {shown(names)}, wanted a sequence of names")
+    entries = tuple(names)
+    if not entries:
         raise ValueError(f"{name}: got no names, wanted at least one")
-    for entry in names:
-        if not isinstance(entry, str) or not entry:
-            raise TypeError(f"{name}: got {entry!r} among the names, wanted non-empty strings")
-    repeated = sorted({entry for entry in names if list(names).count(entry) > 1})
+    for entry in entries:
+        if not isinstance(entry, str):
+            raise TypeError(f"{name}: got {shown(entry)} among the names, wanted strings")
+        if not entry.strip():
+            raise ValueError(f"{name}: got {entry!r} among the names, wanted non-empty strings")
+    repeated = sorted({entry for entry in entries if entries.count(entry) > 1})
     if repeated:
         raise ValueError(f"{name}: got {', '.join(map(repr, repeated))} more than once, wanted unique names")
+    return entries
+
+
+def check_is(name: str, value: object, kind: type | UnionType, wanted: str) -> None:
+    """An instance of a class."""
+    if not isinstance(value, kind):
+        raise TypeError(f"{name}: got {shown(value)}, wanted {wanted}")
+
+
+def shown(value: object) -> str:
+    """A value in an error: itself where it is short, else its type."""
+    if value is None or isinstance(value, bool | str | bytes | numbers.Number):
+        text = repr(value)
+        return text if len(text) <= 80 else f"{text[:77]}..."
+    return type(value).__name__
 
 
 def values_are_free(x: Tensor) -> bool:

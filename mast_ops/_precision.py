@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 _HALF = (torch.float16, torch.bfloat16)
+_WITHOUT_FLOAT64 = ("mps",)
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:
@@ -16,6 +17,16 @@ def wide(dtype: torch.dtype) -> torch.dtype:
 def widen(*tensors: Tensor) -> tuple[Tensor, ...]:
     """Half precision becomes float32; float32 and float64 stay as they are."""
     return tuple(t.to(wide(t.dtype)) for t in tensors)
+
+
+def with_float64(x: Tensor) -> Tensor:
+    """The tensor itself, on the CPU where its device has no float64."""
+    return x.cpu() if x.device.type in _WITHOUT_FLOAT64 else x
+
+
+def exact(x: Tensor) -> Tensor:
+    """In float64, which autocast leaves alone, and without a gradient; see :func:`with_float64`."""
+    return with_float64(x.detach()).double()
 
 
 def no_autocast(z: Tensor) -> AbstractContextManager[object]:

@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from mast_ops._checks import check_choice, check_names
+from mast_ops._checks import check_choice, check_dense, check_names, check_values
 from mast_ops.pairs import GRANULARITIES
 
 _LONGEST = 1 << 20  # bytes
@@ -30,6 +30,12 @@ def decode_state(state: object) -> dict[str, Any]:
     Raises:
         ValueError: They do not describe a head.
     """
+    if isinstance(state, Tensor):
+        try:
+            check_dense("_extra_state", state)
+        except TypeError as error:
+            raise ValueError(str(error)) from error
+        check_values("_extra_state", state)
     if not isinstance(state, Tensor) or state.dtype != torch.uint8 or state.dim() != 1 or len(state) > _LONGEST:
         raise ValueError(f"_extra_state: got a {type(state).__name__}, wanted the uint8 tensor of a MaskedSubspaceHead")
     try:

@@ -13,7 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mast_ops._checks import check_fraction, check_masks
+from mast_ops._checks import check_count, check_fraction, check_masks
+from mast_ops._precision import exact
 
 
 class Sharing(NamedTuple):
@@ -35,7 +36,7 @@ class StrengthUncertainty(NamedTuple):
     samples: Tensor  # (bins,) int64: how many samples the bin has
 
 
-def open_dimensions(masks: Tensor, threshold: float = 0.5) -> Tensor:
+def open_dimensions(masks: Tensor, *, threshold: float = 0.5) -> Tensor:
     """Which dimensions each subspace uses: those with |m_kd| >= threshold * max_d |m_kd|, zeros excepted.
 
     Relative to the row's largest value, because masks may be unbounded (ReLU) or of a fixed norm, and a row
@@ -62,7 +63,7 @@ def open_dimensions(masks: Tensor, threshold: float = 0.5) -> Tensor:
     return _open(masks, threshold)
 
 
-def mask_density(masks: Tensor, threshold: float = 0.5) -> Tensor:
+def mask_density(masks: Tensor, *, threshold: float = 0.5) -> Tensor:
     """The fraction of the D dimensions that each subspace uses. Arguments: see `open_dimensions`.
 
     Returns:
@@ -77,7 +78,7 @@ def mask_density(masks: Tensor, threshold: float = 0.5) -> Tensor:
     check_masks(masks)
     check_fraction("threshold", threshold)
     density = _open(masks, threshold).to(_wide(masks)).mean(dim=1)
-    return density.masked_fill(~masks.isfinite().all(dim=1), torch.nan)
+    return density.masked_fill(masks.isfinite().all(dim=1).logical_not(), torch.nan)
 
 
 def mask_overlap(masks: Tensor) -> Tensor:
@@ -98,16 +99,16 @@ def mask_overlap(masks: Tensor) -> Tensor:
             [0.6000, 1.0000]])
     """
     check_masks(masks)
-    rows = masks.detach().double().abs()  # autocast leaves double alone
+    rows = exact(masks).abs()
     largest = rows.amax(dim=1, keepdim=True)
     rows = torch.nn.functional.normalize(rows / largest.masked_fill(largest == 0, 1), dim=1)
     overlap = rows @ rows.T
     overlap = ((overlap + overlap.T) / 2).clamp(0, 1)  # symmetric also where the product is not
-    itself = torch.eye(len(masks), dtype=torch.bool, device=masks.device) & (overlap > 0)
-    return overlap.masked_fill(itself, 1).to(_wide(masks))
+    itself = torch.eye(len(masks), dtype=torch.bool, device=overlap.device) & (overlap > 0)
+    return _as_result(overlap.masked_fill(itself, 1), masks)
 
 
-def mask_sharing(masks: Tensor, threshold: float = 0.5) -> Sharing:
+def mask_sharing(masks: Tensor, *, threshold: float = 0.5) -> Sharing:
     """Which dimensions only one subspace uses, which several use, and which none does.
 
     Arguments and errors: `open_dimensions`. Returns bool (K, D), (K, D) and (D,), see `Sharing`.
@@ -116,7 +117,7 @@ def mask_sharing(masks: Tensor, threshold: float = 0.5) -> Sharing:
     >>> sharing.unique.sum(dim=1).tolist(), sharing.shared.sum(dim=1).tolist(), sharing.unused.tolist()
     ([1, 1], [1, 1], [False, False, False, True])
     """
-    used = open_dimensions(masks, threshold)
+    used = open_dimensions(masks, threshold=threshold)
     users = used.sum(dim=0)
     return Sharing(used & (users == 1), used & (users > 1), users == 0)
 
@@ -138,24 +139,24 @@ def uncertainty_by_group(log_variance: Tensor, group: Tensor, num_groups: int) -
 
     Raises:
         TypeError, ValueError: log_variance is not a non-empty floating-point (N,); group is not int64 of the
-            same shape and device, or leaves its range; num_groups is not an integer >= 1.
+            same shape and device, or leaves its range; num_groups is not a whole number >= 1.
 
     >>> uncertainty_by_group(torch.tensor([0.0, 2.0, 5.0]), torch.tensor([0, 0, 2]), num_groups=3)
     GroupUncertainty(log_variance=tensor([1., nan, 5.]), samples=tensor([2, 0, 1]))
     """
     _check_vector("log_variance", log_variance)
     _check_vector("group", group, ("log_variance", log_variance), index=True)
-    _check_count("num_groups", num_groups)
+    num_groups = check_count("num_groups", num_groups)
     low, high = int(group.min()), int(group.max())
     if low < 0 or high >= num_groups:
         raise ValueError(f"group: got indices from {low} to {high}, wanted 0 to {num_groups - 1}")
     samples = torch.bincount(group, minlength=num_groups)
-    total = torch.zeros(num_groups, dtype=torch.float64, device=group.device)
-    total.index_add_(0, group, log_variance.detach().double())
-    return GroupUncertainty((total / samples).to(_wide(log_variance)), samples)
+    values = exact(log_variance)
+    total = values.new_zeros(num_groups).index_add_(0, group.to(values.device), values)
+    return GroupUncertainty(_as_result(total / samples.to(values.device), log_variance), samples)
 
 
-def uncertainty_by_strength(log_variance: Tensor, strength: Tensor, bins: int = 8) -> StrengthUncertainty:
+def uncertainty_by_strength(log_variance: Tensor, strength: Tensor, *, bins: int = 8) -> StrengthUncertainty:
     """Mean predicted log-variance in bins of equal width over the strength of one augmentation.
 
     Args:
@@ -169,7 +170,7 @@ def uncertainty_by_strength(log_variance: Tensor, strength: Tensor, bins: int = 
 
     Raises:
         TypeError, ValueError: log_variance or strength is not a non-empty floating-point (N,), they differ in
-            shape or device, strength is not finite, or bins is not an integer >= 1.
+            shape or device, strength is not finite, or bins is not a whole number >= 1.
 
     >>> curve = uncertainty_by_strength(torch.tensor([1.0, 3.0, 6.0]), torch.tensor([0.0, 1.0, 4.0]), bins=2)
     >>> curve.strength.tolist(), curve.log_variance.tolist(), curve.samples.tolist()
@@ -178,13 +179,13 @@ def uncertainty_by_strength(log_variance: Tensor, strength: Tensor, bins: int = 
     _check_vector("log_variance", log_variance)
     _check_vector("strength", strength, ("log_variance", log_variance))
     _check_finite("strength", strength)
-    _check_count("bins", bins)
-    exact = strength.detach().double()
-    low, high = exact.aminmax()
-    place = ((exact - low) / (high - low)).nan_to_num(0.0)  # 0 / 0 where all strengths are equal
-    centres = low + (high - low) * (torch.arange(bins, device=strength.device) + 0.5) / bins
-    by_bin = uncertainty_by_group(log_variance, (place * bins).long().clamp(0, bins - 1), bins)
-    return StrengthUncertainty(centres.to(_wide(strength)), *by_bin)
+    bins = check_count("bins", bins)
+    values = exact(strength)
+    low, high = values.aminmax()
+    place = ((values - low) / (high - low)).nan_to_num(0.0)  # 0 / 0 where all strengths are equal
+    centres = low + (high - low) * (torch.arange(bins, device=values.device) + 0.5) / bins
+    group = (place * bins).long().clamp(0, bins - 1).to(strength.device)
+    return StrengthUncertainty(_as_result(centres, strength), *uncertainty_by_group(log_variance, group, bins))
 
 
 def spearman(x: Tensor, y: Tensor) -> Tensor:
@@ -206,34 +207,33 @@ def spearman(x: Tensor, y: Tensor) -> Tensor:
     _check_vector("y", y, ("x", x))
     a, b = _ranks(x), _ranks(y)
     rho = (a @ b / ((a @ a) * (b @ b)).sqrt()).clamp(-1, 1)
-    rho = rho.masked_fill(~(x.isfinite() & y.isfinite()).all(), torch.nan)
-    return rho.to(torch.promote_types(_wide(x), y.dtype))
+    finite = (x.isfinite() & y.isfinite()).all().to(rho.device)
+    return rho.masked_fill(~finite, torch.nan).to(torch.promote_types(_wide(x), y.dtype)).to(x.device)
 
 
 def _wide(x: Tensor) -> torch.dtype:
     return torch.promote_types(x.dtype, torch.float32)
 
 
+def _as_result(x: Tensor, like: Tensor) -> Tensor:
+    return x.to(_wide(like)).to(like.device)  # in this order: the device may have no float64
+
+
 def _open(masks: Tensor, threshold: float) -> Tensor:
-    size = masks.detach().double().abs()
-    return (size >= threshold * size.amax(dim=1, keepdim=True)) & (size > 0)
+    size = exact(masks).abs()
+    return ((size >= threshold * size.amax(dim=1, keepdim=True)) & (size > 0)).to(masks.device)
 
 
 def _ranks(x: Tensor) -> Tensor:
     """Twice the average rank, centred at 0."""
     ascending, x = x.sort().values, x.contiguous()  # searchsorted warns of a column
     smaller, not_larger = torch.searchsorted(ascending, x), torch.searchsorted(ascending, x, right=True)
-    return (smaller + not_larger - len(x)).double()
+    return exact(smaller + not_larger - len(x))
 
 
 def _check_finite(name: str, x: Tensor) -> None:
     if not x.isfinite().all():
         raise ValueError(f"{name}: got NaN or infinity, wanted finite values")
-
-
-def _check_count(name: str, value: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name}: got {value!r}, wanted an integer >= 1")
 
 
 def _check_vector(name: str, x: Tensor, like: tuple[str, Tensor] | None = None, index: bool = False) -> None:

@@ -1,6 +1,9 @@
 """Heads in a checkpoint file, whoever wrote it: only tensors are read, and nothing in the file is run."""
 
+import os
 import pickle
+import re
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -8,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mast_ops._checks import check_masks
+from mast_ops._checks import check_dense, check_is, check_masks, check_values
 from mast_ops._state import decode_state
 from mast_ops.head import bound_log_variance
 from mast_ops.masks import masks_from_description
@@ -45,8 +48,9 @@ def load_heads(path: str | Path) -> dict[str, StoredHead]:
         path: The file.
 
     Raises:
-        ValueError: It is missing, no checkpoint, damaged, or holds more than tensors and plain containers, no head, or
-            one that contradicts itself.
+        ValueError: It is missing, a folder, no checkpoint, damaged, or holds more than tensors and plain containers, no
+            head, or one that contradicts itself or has masks or biases that are not finite.
+        TypeError: ``path`` is no path.
 
     Source: ours.
 
@@ -62,6 +66,7 @@ def load_heads(path: str | Path) -> dict[str, StoredHead]:
         >>> heads["model.head"].subspaces, heads["model.head"].masks.shape
         (('crop', 'color'), torch.Size([2, 8]))
     """
+    check_is("path", path, str | os.PathLike, "the path of a file")
     heads: dict[str, StoredHead] = {}
     for place, state in _dictionaries(_read(Path(path)), (), set()):
         for key in state:
@@ -69,6 +74,8 @@ def load_heads(path: str | Path) -> dict[str, StoredHead]:
                 prefix = key.removesuffix(_STATE)
                 if f"{prefix}{_WEIGHT}" in state:
                     name = ".".join(part for part in (*place, prefix.rstrip(".")) if part)
+                    if name in heads:
+                        raise ValueError(f"checkpoint: got two heads at {name!r}, wanted one at each place")
                     heads[name] = _head(name, state, prefix)
     if not heads:
         raise ValueError(f"checkpoint: got {path} with no MaskedSubspaceHead in it, wanted at least one")
@@ -77,12 +84,23 @@ def load_heads(path: str | Path) -> dict[str, StoredHead]:
 
 def _read(path: Path) -> object:
     wanted = f"checkpoint: got {path}, wanted a state_dict, or dictionaries with one in them, that torch.save wrote"
+    if path.is_dir():
+        raise ValueError(
+            f"{wanted}: it is a folder; dcp_to_torch_save makes a file of one of torch.distributed.checkpoint"
+        )
     if not path.is_file():
         raise ValueError(f"{wanted}: there is no such file")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # of how the file was pickled, or that it is of TorchScript
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:  # torch's own words advise to run what is in it
-        raise ValueError(f"{wanted}: it is another kind of file, or holds more than tensors and containers") from error
+        refused = re.search(
+            r"(?:GLOBAL|Trying to call reduce for unrecognized function|Unsupported class) (\S+)", str(error)
+        )
+        what = f" ({refused[1]})" if refused else ""
+        raise ValueError(
+            f"{wanted}: it is another kind of file, or holds more than tensors and containers{what}"
+        ) from error
     except Exception as error:  # of many kinds, from zip, the file system and torch
         raise ValueError(f"{wanted}: it is damaged or another kind of file ({type(error).__name__})") from error
 
@@ -104,16 +122,19 @@ def _head(name: str, state: Mapping[Any, Any], prefix: str) -> StoredHead:
         names, granularity, settings = tuple(described["subspaces"]), described["uncertainty"], described["masks"]
         weight = state[f"{prefix}{_WEIGHT}"]
         check_masks(weight, name=_WEIGHT)
+        _check_stored(_WEIGHT, weight)
         if len(weight) != len(names):
             raise ValueError(f"{_WEIGHT}: got masks of {len(weight)} subspaces, wanted {len(names)}")
         masks = masks_from_description(settings, weight)
+        values = weight.detach() if masks is None else masks().detach()
+        _check_finite(_WEIGHT, values)
         log_variance = _log_variance(state.get(f"{prefix}{_BIAS}"), granularity, weight)
     except (TypeError, ValueError) as error:
         raise ValueError(f"checkpoint: {f'{name}: ' if name else ''}{error}") from error
     table = described["kinds"]
     return StoredHead(
         subspaces=names,
-        masks=weight.detach() if masks is None else masks().detach(),
+        masks=values,
         parameterization=settings["kind"],
         settings={key: value for key, value in settings.items() if key != "kind"},
         kinds=torch.eye(len(names), dtype=torch.bool) if table is None else torch.tensor(table),
@@ -133,4 +154,20 @@ def _log_variance(bias: object, granularity: Granularity | None, weight: Tensor)
         raise ValueError(f"{_BIAS}: got {type(bias).__name__}, wanted a floating-point tensor of shape ({width},)")
     if tuple(bias.shape) != (width,):
         raise ValueError(f"{_BIAS}: got shape {tuple(bias.shape)}, wanted ({width},) for one per {granularity}")
+    _check_stored(_BIAS, bias)
+    _check_finite(_BIAS, bias)
     return bound_log_variance(bias.detach().float())
+
+
+def _check_stored(name: str, tensor: Tensor) -> None:
+    """A tensor whose numbers are all in the file: a view may repeat a few of them a million million times."""
+    check_dense(name, tensor)
+    check_values(name, tensor)
+    held = tensor.untyped_storage().nbytes() // tensor.element_size()
+    if tensor.numel() > held:
+        raise ValueError(f"{name}: got {tensor.numel()} numbers of which the file holds {held}, wanted all of them")
+
+
+def _check_finite(name: str, tensor: Tensor) -> None:
+    if not tensor.isfinite().all():
+        raise ValueError(f"{name}: got NaN or infinity, wanted finite values")

@@ -94,9 +94,7 @@ class MaskedSubspaceHead(nn.Module):
         self.uncertainty: nn.Linear | None = None
         if uncertainty is not None:
             widths = {"sample": 1, "subspace": len(self.subspaces), "dimension": dim}
-            self.uncertainty = nn.Linear(_width("input", input_dim, projector), widths[uncertainty])
-            nn.init.zeros_(self.uncertainty.weight)
-            nn.init.zeros_(self.uncertainty.bias)
+            self.uncertainty = _Predictor(_width("input", input_dim, projector), widths[uncertainty])
         self.register_load_state_dict_pre_hook(_refuse_another_head)  # type: ignore[no-untyped-call]
 
     def forward(self, h: Tensor) -> SubspaceOutput:
@@ -237,6 +235,14 @@ class MaskedSubspaceHead(nn.Module):
 
     def extra_repr(self) -> str:
         return f"subspaces={self.subspaces}"
+
+
+class _Predictor(nn.Linear):
+    """Starts at variance 1, also where whoever gave it memory calls ``reset_parameters``."""
+
+    def reset_parameters(self) -> None:
+        nn.init.zeros_(self.weight)
+        nn.init.zeros_(self.bias)
 
 
 def _subspace_names(subspaces: int | Sequence[str]) -> tuple[str, ...]:

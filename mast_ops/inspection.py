@@ -5,12 +5,13 @@ from typing import Any
 
 import torch
 
-from mast_ops._kinds import kind_names
+from mast_ops._precision import exact
 from mast_ops.analysis import mask_density, mask_overlap, mask_sharing
 from mast_ops.checkpoints import StoredHead
+from mast_ops.kinds import names_of_kinds
 
 
-def describe(head: StoredHead, threshold: float = 0.5) -> dict[str, Any]:
+def describe(head: StoredHead, *, threshold: float = 0.5) -> dict[str, Any]:
     """Density, overlap, sharing, kinds of pairs and uncertainty of a head, in plain Python values, ready for JSON.
 
     Args:
@@ -22,15 +23,15 @@ def describe(head: StoredHead, threshold: float = 0.5) -> dict[str, Any]:
 
     Source: ours.
     """
-    sharing = mask_sharing(head.masks, threshold)
+    sharing = mask_sharing(head.masks, threshold=threshold)
     return {
         "subspaces": list(head.subspaces),
         "dim": head.masks.shape[1],
         "masks": {"kind": head.parameterization, **head.settings},
-        "kinds": list(kind_names(head.subspaces, head.kinds)),
+        "kinds": list(names_of_kinds(head.kinds, head.subspaces)),
         "threshold": threshold,
-        "density": mask_density(head.masks, threshold).tolist(),
-        "mean": head.masks.abs().mean(1).tolist(),
+        "density": mask_density(head.masks, threshold=threshold).tolist(),
+        "mean": exact(head.masks).abs().mean(1).tolist(),
         "unique": sharing.unique.sum(1).tolist(),
         "shared": sharing.shared.sum(1).tolist(),
         "unused": int(sharing.unused.sum()),
@@ -41,8 +42,8 @@ def describe(head: StoredHead, threshold: float = 0.5) -> dict[str, Any]:
 
 
 def text(description: dict[str, Any]) -> str:
-    """Tables for a terminal, of what :func:`describe` gives."""
-    names, dim = description["subspaces"], description["dim"]
+    """Tables for a terminal, of what :func:`describe` gives; what a terminal would obey in a name is escaped."""
+    names, dim = [printable(name) for name in description["subspaces"]], description["dim"]
     columns = ["subspace", "density", "mean", "unique", "shared"]
     rows = [
         [name, f"{100 * density:.1f} %", f"{mean:.3f}", str(unique), str(shared)]
@@ -58,9 +59,10 @@ def text(description: dict[str, Any]) -> str:
     ]
     masks = description["masks"]
     manner = ", ".join(f"{key} {value}" for key, value in masks.items() if key != "kind")
-    kinds = [[kind, str(number)] for number, kind in enumerate(description["kinds"])]
+    masks_are = printable(f"{masks['kind']} masks{f' ({manner})' if manner else ''}")
+    kinds = [[printable(kind), str(number)] for number, kind in enumerate(description["kinds"])]
     parts = [
-        f"K={len(names)} subspaces of D={dim} dimensions, {masks['kind']} masks{f' ({manner})' if manner else ''}",
+        f"K={len(names)} subspaces of D={dim} dimensions, {masks_are}",
         _table([columns, *rows]),
         f"Open: at least {description['threshold']} of the row's largest value. "
         f"{description['unused']} of {dim} dimensions are open in no subspace.",
@@ -78,6 +80,11 @@ def text(description: dict[str, Any]) -> str:
             f"mean {value.mean():.3f}, from {value.min():.3f} to {value.max():.3f}; inputs move it."
         )
     return "\n\n".join(parts)
+
+
+def printable(text: str) -> str:
+    """With every character that is no sign to be seen, line breaks among them, as Python would write it."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
 
 
 def _table(rows: Sequence[Sequence[str]]) -> str:

@@ -5,10 +5,18 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mast_ops._checks import check_choice, check_embedding, check_index, check_log_variance, check_masks, check_names
-from mast_ops._kinds import kind_names
-from mast_ops._precision import no_autocast, widen
+from mast_ops._checks import (
+    check_choice,
+    check_embedding,
+    check_is,
+    check_log_variance,
+    check_masks,
+    check_names,
+    check_values,
+)
+from mast_ops._precision import exact, no_autocast, widen, with_float64
 from mast_ops.analysis import mask_density, mask_overlap
+from mast_ops.kinds import check_kind, check_kinds, names_of_kinds
 from mast_ops.output import SubspaceOutput
 from mast_ops.pairs import GRANULARITIES, Granularity
 
@@ -60,22 +68,24 @@ def subspace_metrics(
         {'density/crop': 0.5, 'density/color': 0.25, 'mass/crop': 0.5, 'mass/color': 0.25,
          'overlap/crop-color': 0.707, 'effective_rank/crop': 2.0, 'effective_rank/color': 1.0}
     """
-    if not isinstance(out, SubspaceOutput):
-        raise TypeError(f"out: got {type(out).__name__}, wanted the SubspaceOutput of a head")
-    z, masks = out.embedding, out.masks
+    check_is("out", out, SubspaceOutput, "the SubspaceOutput of a head")
+    z, masks, log_variance = out.embedding, out.masks, out.log_variance
     check_embedding("out.embedding", z)
+    check_values("out.embedding", z)
     check_masks(masks, z, name="out.masks")
     num_subspaces = len(masks)
-    names = tuple(map(str, range(num_subspaces))) if subspaces is None else tuple(subspaces)
-    check_names("subspaces", names)
+    names = tuple(map(str, range(num_subspaces))) if subspaces is None else check_names("subspaces", subspaces)
     if len(names) != num_subspaces:
         raise ValueError(f"subspaces: got {len(names)} names, wanted {num_subspaces}, one a mask")
     kinds = torch.eye(num_subspaces, dtype=torch.bool) if out.kinds is None else out.kinds
-    _check_kinds(kinds, num_subspaces)
+    check_kinds(kinds, num_subspaces, "out.kinds")
     if kind is not None:
-        _check_kind(kind, z, len(kinds))
-    if out.log_variance is not None:
-        _check_log_variance(out.log_variance, z, masks, out.granularity)
+        check_kind(kind, len(z), len(kinds), z.device)
+        kind = with_float64(kind)
+    if log_variance is not None:
+        _check_log_variance(log_variance, z, masks, out.granularity)
+        log_variance = with_float64(log_variance)
+    z, masks = with_float64(z), with_float64(masks)
     with no_autocast(z):
         z, masks = widen(z, masks)
         overlap = mask_overlap(masks)
@@ -84,17 +94,17 @@ def subspace_metrics(
         pairs = [(i, j) for i in range(num_subspaces) for j in range(i + 1, num_subspaces)]
         values |= {f"overlap/{names[i]}-{names[j]}": overlap[i, j] for i, j in pairs}
         values |= {f"effective_rank/{name}": effective_rank(z * m) for name, m in zip(names, masks, strict=True)}
-        if out.log_variance is not None:
-            (log_variance,) = widen(out.log_variance)
+        if log_variance is not None:
+            (log_variance,) = widen(log_variance)
             if out.granularity == "sample":
-                values |= _by_kind(log_variance[:, 0], kind_names(names, kinds), kind)
+                values |= _by_kind(log_variance[:, 0], names_of_kinds(kinds, names), kind)
             else:
                 means = log_variance.mean(0)
                 if out.granularity == "dimension":
                     weight = masks.square()
                     means = weight @ means / weight.sum(1)
                 values |= {f"log_variance/{name}": x for name, x in zip(names, means, strict=True)}
-        return dict(zip(values, torch.stack([x.double() for x in values.values()]).tolist(), strict=True))
+        return dict(zip(values, exact(torch.cat([x.reshape(1) for x in values.values()])).tolist(), strict=True))
 
 
 def effective_rank(z: Tensor) -> Tensor:
@@ -118,21 +128,6 @@ def _by_kind(log_variance: Tensor, names: Sequence[str], kind: Tensor | None) ->
     member = torch.nn.functional.one_hot(kind, len(names)).to(log_variance.dtype)
     means = member.T @ log_variance / member.sum(0)
     return {f"log_variance/{name}": x for name, x in zip(names, means, strict=True)}
-
-
-def _check_kinds(kinds: Tensor, num_subspaces: int) -> None:
-    if not isinstance(kinds, Tensor) or kinds.dtype != torch.bool:
-        got = kinds.dtype if isinstance(kinds, Tensor) else type(kinds).__name__
-        raise TypeError(f"out.kinds: got {got}, wanted a bool tensor of shape (S, {num_subspaces})")
-    if kinds.dim() != 2 or kinds.shape[1] != num_subspaces or len(kinds) == 0:
-        raise ValueError(f"out.kinds: got shape {tuple(kinds.shape)}, wanted (S, {num_subspaces})")
-
-
-def _check_kind(kind: Tensor, z: Tensor, num_kinds: int) -> None:
-    check_index("kind", kind, len(z), z.device)
-    low, high = int(kind.min()), int(kind.max())
-    if low < 0 or high >= num_kinds:
-        raise ValueError(f"kind: got indices from {low} to {high}, wanted 0 to {num_kinds - 1} for S={num_kinds}")
 
 
 def _check_log_variance(log_variance: Tensor, z: Tensor, masks: Tensor, granularity: Granularity | None) -> None:

@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import nn
 
-from mast_ops._checks import check_non_negative, check_positive
+from mast_ops._checks import check_flag, check_is, check_non_negative, check_positive
 from mast_ops.losses._base import SubspaceLoss
 from mast_ops.masks import MaskParameterization
 
@@ -37,6 +37,7 @@ def param_groups(
 
     Raises:
         ValueError: No module, nothing to train, or a rate out of range.
+        TypeError: What is no module, no number or no bool in its place.
 
     Source: ours.
 
@@ -52,10 +53,11 @@ def param_groups(
     """
     if not modules:
         raise ValueError("modules: got none, wanted a model")
-    check_positive("lr", lr)
-    check_non_negative("weight_decay", weight_decay)
-    mask_lr = lr if mask_lr is None else mask_lr
-    check_positive("mask_lr", mask_lr)
+    for module in modules:
+        check_is("modules", module, nn.Module, "modules of torch.nn")
+    lr, weight_decay = check_positive("lr", lr), check_non_negative("weight_decay", weight_decay)
+    mask_lr = lr if mask_lr is None else check_positive("mask_lr", mask_lr)
+    check_flag("decay_vectors", decay_vectors)
     everything = nn.ModuleList(modules)
     masks = _held_by(everything, MaskParameterization)
     temperatures = _held_by(everything, SubspaceLoss)

@@ -16,6 +16,7 @@ from typing import Literal
 from torch import Tensor
 
 from mast_ops._checks import check_masks, check_names
+from mast_ops._precision import exact
 from mast_ops.analysis import (
     _check_finite,
     _check_vector,
@@ -39,7 +40,7 @@ _MARKERS = ("o", "s", "^", "D", "v")  # 5 and 6 have no common factor: 30 differ
 _SHADES = "Blues"  # one hue, light to dark: readable in grey
 
 
-def plot_masks(masks: Tensor, names: Sequence[str], ax: Axes | None = None) -> Axes:
+def plot_masks(masks: Tensor, names: Sequence[str], *, ax: Axes | None = None) -> Axes:
     """A heat map of the masks, one row per augmentation, colours from 0 to the largest magnitude.
 
     The dimensions run from unique to shared: those that one subspace opens (`analysis.open_dimensions`), in
@@ -56,7 +57,7 @@ def plot_masks(masks: Tensor, names: Sequence[str], ax: Axes | None = None) -> A
         TypeError, ValueError: masks are not a finite floating-point (K, D), or names not K unique names.
     """
     _check(masks, names)
-    masks = masks.detach().abs().double().cpu()
+    masks = exact(masks).abs().cpu()
     ax = _axes(ax, 7.5, 1.3 + 0.3 * len(names))
     image = ax.imshow(masks[:, _by_users(masks)].numpy(), cmap=_SHADES, vmin=0, vmax=float(masks.max()) or 1.0)
     image.set_interpolation("nearest")  # the default blurs rows into each other
@@ -69,7 +70,7 @@ def plot_masks(masks: Tensor, names: Sequence[str], ax: Axes | None = None) -> A
     return ax
 
 
-def plot_overlap(masks: Tensor, names: Sequence[str], ax: Axes | None = None) -> Axes:
+def plot_overlap(masks: Tensor, names: Sequence[str], *, ax: Axes | None = None) -> Axes:
     """A matrix of `analysis.mask_overlap`, how augmentations relate: the cosine of each two rows of masks.
 
     Arguments and errors: `plot_masks`.
@@ -88,18 +89,18 @@ def plot_overlap(masks: Tensor, names: Sequence[str], ax: Axes | None = None) ->
     return ax
 
 
-def plot_sharing(masks: Tensor, names: Sequence[str], threshold: float = 0.5, ax: Axes | None = None) -> Axes:
+def plot_sharing(masks: Tensor, names: Sequence[str], *, threshold: float = 0.5, ax: Axes | None = None) -> Axes:
     """How many dimensions each subspace has to itself and how many it shares, from `analysis.mask_sharing`.
 
     Arguments and errors: `plot_masks`, and the threshold of `analysis.open_dimensions`.
     """
     _check(masks, names)
-    unique, shared, unused = (part.sum(dim=-1).cpu() for part in mask_sharing(masks, threshold))
+    unique, shared, unused = (part.sum(dim=-1).cpu() for part in mask_sharing(masks, threshold=threshold))
     ax = _axes(ax, 6.0, 1.5 + 0.3 * len(names))
     places = list(range(len(names)))
     ax.barh(places, unique.tolist(), height=0.7, color=_COLOURS[0], label="unique")
     ax.barh(places, shared.tolist(), height=0.7, left=unique.tolist(), color=_COLOURS[4], label="shared")
-    ax.set_yticks(places, names)
+    ax.set_yticks(places, names, parse_math=False)  # a $ in a name is a $
     ax.set_ylim(len(names) - 0.5, -0.5 - len(names) / (len(names) + 2))  # room for the legend
     ax.set_xlim(0, masks.shape[1])
     ax.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
@@ -110,7 +111,7 @@ def plot_sharing(masks: Tensor, names: Sequence[str], threshold: float = 0.5, ax
     return ax
 
 
-def plot_summary(masks: Tensor, names: Sequence[str], threshold: float = 0.5) -> Figure:
+def plot_summary(masks: Tensor, names: Sequence[str], *, threshold: float = 0.5) -> Figure:
     """Masks, overlap and sharing in one figure that pyplot does not know: save it with ``figure.savefig``.
 
     Arguments and errors: `plot_sharing`.
@@ -119,13 +120,13 @@ def plot_summary(masks: Tensor, names: Sequence[str], threshold: float = 0.5) ->
     side, high = 2.4 + 0.45 * len(names), 1.6 + 0.3 * len(names)
     figure = Figure(figsize=(side + 6.2, high + side), layout="constrained")
     grid = figure.add_gridspec(2, 2, height_ratios=(high, side), width_ratios=(side, 6.2))
-    plot_masks(masks, names, figure.add_subplot(grid[0, :]))
-    plot_overlap(masks, names, figure.add_subplot(grid[1, 0]))
-    plot_sharing(masks, names, threshold, figure.add_subplot(grid[1, 1]))
+    plot_masks(masks, names, ax=figure.add_subplot(grid[0, :]))
+    plot_overlap(masks, names, ax=figure.add_subplot(grid[1, 0]))
+    plot_sharing(masks, names, threshold=threshold, ax=figure.add_subplot(grid[1, 1]))
     return figure
 
 
-def plot_uncertainty(curves: Mapping[str, tuple[Tensor, Tensor]], bins: int = 8, ax: Axes | None = None) -> Axes:
+def plot_uncertainty(curves: Mapping[str, tuple[Tensor, Tensor]], *, bins: int = 8, ax: Axes | None = None) -> Axes:
     """Mean predicted log-variance against augmentation strength, with Spearman's rho over all samples.
 
     The paper's abstract (arXiv 2303.03679) says that uncertainty reflects learning difficulty: then its line
@@ -139,7 +140,7 @@ def plot_uncertainty(curves: Mapping[str, tuple[Tensor, Tensor]], bins: int = 8,
 
     Raises:
         TypeError, ValueError: no curves; a curve is not two finite floating-point tensors of one shape (N,);
-            bins is not an integer >= 1.
+            bins is not a whole number >= 1.
     """
     check_names("curves", list(curves))
     lines = []
@@ -148,22 +149,24 @@ def plot_uncertainty(curves: Mapping[str, tuple[Tensor, Tensor]], bins: int = 8,
         _check_vector(f"log_variance of {name!r}", log_variance, ("the strength", strength))
         _check_finite(f"strength of {name!r}", strength)
         _check_finite(f"log_variance of {name!r}", log_variance)
-        binned = uncertainty_by_strength(log_variance, strength, bins)
+        binned = uncertainty_by_strength(log_variance, strength, bins=bins)
         rho = float(spearman(strength, log_variance))
         label = f"{name} (\u03c1 {'undefined' if isnan(rho) else f'= {rho:z.2f}'})"
         some = binned.samples > 0
         lines.append((label, binned.strength[some].tolist(), binned.log_variance[some].tolist()))
     beside = len(lines) > 6  # that many names would cover the lines
     ax = _axes(ax, 8.5 if beside else 6.0, 4.0)
-    for i, (label, x, y) in enumerate(lines):
-        ax.plot(x, y, color=_COLOURS[i % 6], marker=_MARKERS[i % 5], label=label, linewidth=1.8, markersize=5)
+    for i, (_, x, y) in enumerate(lines):
+        ax.plot(x, y, color=_COLOURS[i % 6], marker=_MARKERS[i % 5], label=f"line {i}", linewidth=1.8, markersize=5)
     ax.set_xlabel("augmentation strength")
     ax.set_ylabel("mean predicted log-variance")
     _frame(ax, "both")
     if beside:
-        ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize="small")
+        legend = ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize="small")
     else:
-        ax.legend(edgecolor="none", fontsize="small")
+        legend = ax.legend(edgecolor="none", fontsize="small")
+    for entry, (label, _, _) in zip(legend.get_texts(), lines, strict=True):
+        entry.set(text=label, parse_math=False)  # here, as a legend leaves out what starts with an underscore
     return ax
 
 
@@ -196,10 +199,10 @@ def _axes(ax: Axes | None, width: float, height: float) -> Axes:
 def _cells(ax: Axes, names: Sequence[str], square: bool) -> None:
     """Names beside the rows of an image (and under its columns), white lines between them, no frame."""
     ends = [k - 0.5 for k in range(1, len(names))]
-    ax.set_yticks(range(len(names)), names)
+    ax.set_yticks(range(len(names)), names, parse_math=False)  # a $ in a name is a $
     ax.set_yticks(ends, minor=True)
     if square:
-        ax.set_xticks(range(len(names)), names, rotation=45, ha="right", rotation_mode="anchor")
+        ax.set_xticks(range(len(names)), names, rotation=45, ha="right", rotation_mode="anchor", parse_math=False)
         ax.set_xticks(ends, minor=True)
     ax.grid(False)  # some styles draw one over the cells
     ax.grid(which="minor", axis="both" if square else "y", color="white", linewidth=1.5)

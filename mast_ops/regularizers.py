@@ -1,12 +1,14 @@
 """Regularizers of masks. They add and scale: ``MaskCoverage(0.5) + 0.1 * MaskOverlap()`` is one module."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from mast_ops import functional
-from mast_ops._checks import check_fraction, check_non_negative
+from mast_ops._checks import check_fraction, check_is, check_non_negative
+from mast_ops._dials import Dial
 from mast_ops.head import MaskedSubspaceHead
 from mast_ops.masks import HardConcreteMasks, MaskParameterization
 from mast_ops.output import SubspaceOutput
@@ -22,9 +24,11 @@ class MaskRegularizer(nn.Module, ABC):
     def forward(self, masks: Masks) -> Tensor: ...
 
     def __add__(self, other: "MaskRegularizer") -> "MaskRegularizerSum":
+        check_is("other", other, MaskRegularizer, "a regularizer of masks")
         return MaskRegularizerSum([self, other], [1.0, 1.0])
 
     def __mul__(self, weight: "float | Schedule") -> "MaskRegularizerSum":
+        _check_weight("weight", weight)
         return MaskRegularizerSum([self], [weight])
 
     __rmul__ = __mul__
@@ -45,6 +49,7 @@ class MaskRegularizerSum(MaskRegularizer):
 
     Raises:
         ValueError: Another number of weights than of regularizers, none at all, or a negative weight.
+        TypeError: A summand that is no regularizer of masks, or a weight that is neither a number nor a schedule.
 
     Source: ours.
 
@@ -56,15 +61,17 @@ class MaskRegularizerSum(MaskRegularizer):
         tensor(0.1250)
     """
 
-    def __init__(self, regularizers: list[MaskRegularizer], weights: "list[float | Schedule]") -> None:
+    def __init__(self, regularizers: Sequence[MaskRegularizer], weights: "Sequence[float | Schedule]") -> None:
         super().__init__()
+        for name, value in (("regularizers", regularizers), ("weights", weights)):
+            check_is(name, value, Sequence, "a sequence")
         if not regularizers or len(regularizers) != len(weights):
             raise ValueError(
                 f"weights: got {len(weights)} for {len(regularizers)} regularizers, wanted one each and at least one"
             )
-        for weight in weights:
-            if not isinstance(weight, Schedule):
-                check_non_negative("weights", weight)
+        for regularizer, weight in zip(regularizers, weights, strict=True):
+            check_is("regularizers", regularizer, MaskRegularizer, "regularizers of masks")
+            _check_weight("weights", weight)
         self.regularizers = nn.ModuleList(regularizers)
         self.weights = [weight if isinstance(weight, Schedule) else float(weight) for weight in weights]
         self.schedules = nn.ModuleList(weight for weight in weights if isinstance(weight, Schedule))
@@ -135,10 +142,11 @@ class MaskCoverage(MaskRegularizer):
     Counteracts collapse, for masks bounded by 1.
 
     Args:
-        floor: Wanted mean entry of every mask, 0 to 1.
+        floor: Wanted mean entry of every mask, 0 to 1; it may be set anew while training.
 
     Raises:
         ValueError: ``floor`` is outside 0..1.
+        TypeError: ``floor`` is no number.
 
     Example:
         >>> import torch
@@ -147,13 +155,15 @@ class MaskCoverage(MaskRegularizer):
         tensor(0.4000)
     """
 
+    floor = Dial(check_fraction)
+    _floor: Tensor
+
     def __init__(self, floor: float = 0.5) -> None:
         super().__init__()
-        check_fraction("floor", floor)
         self.floor = floor
 
     def forward(self, masks: Masks) -> Tensor:
-        return functional.mask_coverage(as_tensor(masks), self.floor)
+        return functional.mask_coverage(as_tensor(masks), self._floor)
 
 
 class MaskOverlap(MaskRegularizer):
@@ -197,3 +207,8 @@ def as_tensor(masks: Masks) -> Tensor:
         value: Tensor = masks()
         return value
     return masks
+
+
+def _check_weight(name: str, weight: "float | Schedule") -> None:
+    if not isinstance(weight, Schedule):
+        check_non_negative(name, weight)

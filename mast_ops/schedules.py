@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
-from mast_ops._checks import check_non_negative
+from mast_ops._checks import check_count, check_non_negative
 
 
 class Schedule(nn.Module, ABC):
@@ -17,21 +17,19 @@ class Schedule(nn.Module, ABC):
     compiled again when it grows.
 
     Args:
-        start: The first value, >= 0.
-        end: The last value, >= 0.
-        steps: How many steps lie between them, >= 1.
+        start: The first value, finite and >= 0.
+        end: The last value, likewise.
+        steps: How many steps lie between them, a whole number >= 1.
 
     Raises:
-        ValueError: A negative value, or ``steps`` < 1.
+        ValueError: A value that is negative or not finite, or ``steps`` < 1.
+        TypeError: An argument that is no number, or ``steps`` that is no whole one.
     """
 
     def __init__(self, start: float, end: float, steps: int) -> None:
         super().__init__()
-        check_non_negative("start", start)
-        check_non_negative("end", end)
-        if steps < 1:
-            raise ValueError(f"steps: got {steps}, wanted at least 1")
-        self.start, self.end, self.steps = start, end, steps
+        self.start, self.end = check_non_negative("start", start), check_non_negative("end", end)
+        self.steps = check_count("steps", steps)
         self.taken: Tensor
         self.register_buffer("taken", torch.zeros((), dtype=torch.int64))
 
@@ -43,6 +41,10 @@ class Schedule(nn.Module, ABC):
         """The weight now: a float32 scalar."""
         progress = (self.taken / self.steps).clamp(max=1)
         return self.start + (self.end - self.start) * self.shape(progress)
+
+    def reset_parameters(self) -> None:
+        """No step was taken yet: what ``to_empty`` left is replaced."""
+        self.taken.zero_()
 
     def step(self) -> None:
         """One step of the optimizer was taken."""

@@ -128,7 +128,7 @@ CALLS = {
         ValueError,
         "out1.granularity: got 'dimension', wanted 'subspace', that of out0",
     ),
-    "regularizer weight": (lambda: -1.0 * MaskCoverage(), ValueError, "weights: got -1.0"),
+    "regularizer weight": (lambda: -1.0 * MaskCoverage(), ValueError, "weight: got -1.0"),
     "floor": (lambda: MaskCoverage(floor=1.5), ValueError, "floor: got 1.5"),
     "expected L0 of soft masks": (lambda: MaskExpectedL0()(SigmoidMasks(2, 3)), TypeError, "masks: got SigmoidMasks"),
     "coverage": (lambda: NormalizedMasks(2, 3, coverage=1.0), ValueError, "coverage: got 1.0"),

@@ -1,5 +1,6 @@
 """``python -m mast_ops inspect``: right about heads, and harmless with any other file."""
 
+import io
 import json
 import os
 import pickle
@@ -219,6 +220,69 @@ BAD = {
             "no width": torch.zeros(0),
         }.items()
     },
+    **{
+        f"masks that are {words}": lambda f, change=change: saved(
+            garbled(head().state_dict(), **{"masks.weight": change(torch.rand(3, 8))}), f
+        )
+        for words, change in {
+            "sparse": torch.Tensor.to_sparse,
+            "float8": lambda x: x.to(torch.float8_e4m3fn),
+            "on the meta device": lambda x: x.to("meta"),
+            "a few numbers said often": lambda x: x[:, :1].expand(3, 10**12),
+            "infinite": lambda x: x / 0,
+            "complex": lambda x: x.to(torch.complex64),
+        }.items()
+    },
+    **{
+        f"a bias that is {words}": lambda f, change=change: saved(
+            garbled(head(uncertainty="subspace").state_dict(), **{"uncertainty.bias": change(torch.rand(3))}), f
+        )
+        for words, change in {
+            "NaN": lambda x: x * torch.nan,
+            "sparse": torch.Tensor.to_sparse,
+            "on the meta device": lambda x: x.to("meta"),
+            "float8": lambda x: x.to(torch.float8_e4m3fn),
+        }.items()
+    },
+    **{
+        f"a state that is {words}": lambda f, change=change: saved(
+            garbled(head().state_dict(), _extra_state=change(head().state_dict()["_extra_state"])), f
+        )
+        for words, change in {
+            "sparse": torch.Tensor.to_sparse,
+            "on the meta device": lambda x: x.to("meta"),
+            "of a million million bytes": lambda x: x[:1].expand(10**12),
+            "a row": lambda x: x[None],
+        }.items()
+    },
+    **{
+        f"settings with {words}": lambda f, masks=masks: saved(stating(masks=masks), f)
+        for words, masks in {
+            "a stretch of one number": {"kind": "hard_concrete", "temperature": 0.5, "stretch": [-0.1]},
+            "a stretch that is a number": {"kind": "hard_concrete", "temperature": 0.5, "stretch": 1.0},
+            "a stretch of words": {"kind": "hard_concrete", "temperature": 0.5, "stretch": ["a", "b"]},
+            "a coverage that is a word": {"kind": "binary", "coverage": "0.5", "temperature": 1.0},
+            "a coverage that is huge": {"kind": "normalized", "coverage": 10**400},
+            "a size": {"kind": "relu", "dim": 3},
+        }.items()
+    },
+    "state with NaN": lambda f: saved(
+        garbled(
+            head().state_dict(),
+            _extra_state=code(
+                '{"subspaces": ["a", "b", "c"], "masks": {"kind": "own", "x": NaN}, "kinds": null, "uncertainty": null}'
+            ),
+        ),
+        f,
+    ),
+    "names that are blank": lambda f: saved(stating(subspaces=["a", " ", "b"]), f),
+    "two heads at one place": lambda f: saved(
+        {
+            "a": {"b": head().state_dict()},
+            **{f"a.b.{key}": x for key, x in head().state_dict().items()},
+        },
+        f,
+    ),
     "uncertainty of nobody": lambda f: saved(garbled(head().state_dict(), **{"uncertainty.bias": torch.zeros(3)}), f),
 }
 
@@ -247,17 +311,116 @@ def test_any_other_file_is_refused_and_nothing_is_written(what, tmp_path, capsys
     [
         (("--threshold", "2"), "--threshold: got 2.0, wanted a number from 0 to 1"),
         (("--plot", "/nowhere/a.png"), "--plot: got /nowhere/a.png, wanted a file in a folder that exists"),
-        (("--plot", "a.xyz"), "--plot: got a.xyz"),
+        (("--plot", "a.xyz"), "--plot: got a.xyz, wanted a name that ends in .png, .pdf, .svg"),
+        (("--plot", "a"), "--plot: got a, wanted a name that ends in"),
+        (("--json", "model.pt"), "--json: got model.pt, wanted another file than the checkpoint"),
+        (("--json", "../{folder}/model.pt"), "wanted another file than the checkpoint"),
+        (("--plot", "a.png", "--json", "a.png"), "--json: got a.png, wanted another file than --plot"),
+        (("--json", "."), "--json: got ., wanted a file"),
         (("--head", "x"), "--head: got 'x', wanted one of the heads in this file: ''"),
     ],
 )
 def test_bad_options_are_named(options, words, tmp_path, capsys, monkeypatch):
     path = saved(head().state_dict(), tmp_path)
     monkeypatch.chdir(tmp_path)
-    status, _, error = inspect(path, capsys, *options)
-    assert status == 2
+    before = path.read_bytes()
+    status, out, error = inspect(path, capsys, *(option.format(folder=tmp_path.name) for option in options))
+    assert (status, out) == (2, "")
     assert words in error
+    assert path.read_bytes() == before
     assert [file.name for file in tmp_path.iterdir()] == ["model.pt"]
+
+
+def test_a_checkpoint_is_not_overwritten_by_another_of_its_names(tmp_path, capsys):
+    path = saved(head().state_dict(), tmp_path)
+    before = path.read_bytes()
+    (tmp_path / "soft.json").symlink_to(path)
+    os.link(path, tmp_path / "hard.json")
+    for name in ("soft.json", "hard.json"):
+        assert inspect(path, capsys, "--json", str(tmp_path / name))[0] == 2
+        assert (tmp_path / name).read_bytes() == before
+
+
+@pytest.mark.parametrize("last", ["--json", "--plot"])
+def test_of_two_files_both_are_written_or_none(last, tmp_path, capsys, monkeypatch):
+    path = saved(head().state_dict(), tmp_path)
+    places = {"--plot": tmp_path / "a.png", "--json": tmp_path / "a.json"}
+    for place in places.values():
+        place.write_text("as it was")
+    before = {file: file.read_bytes() for file in tmp_path.iterdir()}
+    move = Path.replace
+
+    def refuse(self, target):
+        if target == places[last]:
+            raise PermissionError(f"no place for {target}")
+        return move(self, target)
+
+    monkeypatch.setattr(Path, "replace", refuse)
+    status, out, error = inspect(path, capsys, *(str(x) for option in places.items() for x in option))
+    assert (status, out) == (2, "")
+    assert "no place for" in error
+    monkeypatch.undo()
+    assert {file: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
+def test_where_none_was_before_none_is_left(tmp_path, capsys, monkeypatch):
+    path = saved(head().state_dict(), tmp_path)
+
+    def refuse(self, target):
+        raise PermissionError("no place")
+
+    monkeypatch.setattr(Path, "replace", refuse)
+    assert inspect(path, capsys, "--json", str(tmp_path / "a.json"), "--plot", str(tmp_path / "a.png"))[0] == 2
+    assert [file.name for file in tmp_path.iterdir()] == ["model.pt"]
+
+
+ESCAPE = "\x1b[2J\x07\n\u202e\ud800"
+
+
+def test_what_a_terminal_would_obey_is_escaped(tmp_path, capsys):
+    said = {"subspaces": [f"a{ESCAPE}", "$\\frac{", "c"], "masks": {"kind": f"own{ESCAPE}", f"x{ESCAPE}": ESCAPE}}
+    path = saved({f"model{ESCAPE}": stating(**said), "other": {}}, tmp_path)
+    status, out, error = inspect(path, capsys, "--json", str(tmp_path / "a.json"), "--plot", str(tmp_path / "a.png"))
+    assert status == 0, error
+    for words in (out, error):
+        assert r"\x1b[2J\x07\n\u202e\ud800" in words
+        assert not set(ESCAPE) - {"\n"} & set(words) - set("[2J")
+    assert json.loads((tmp_path / "a.json").read_text())["subspaces"] == said["subspaces"]
+    error = inspect(path, capsys, "--head", f"x{ESCAPE}")[2]
+    assert error.isascii()
+    assert len(error.splitlines()) == 1
+
+
+def test_signs_that_the_terminal_lacks_are_escaped(tmp_path):
+    path = saved(stating(subspaces=["\u753b", "b", "c"]), tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-m", "mast_ops", "inspect", str(path)],
+        capture_output=True,
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert rb"\u753b" in done.stdout
+
+
+def test_reading_a_head_draws_nothing(tmp_path):
+    path = saved(head(masks="hard_concrete").state_dict(), tmp_path)
+    before = torch.get_rng_state()
+    load_heads(path)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("path", [None, 3, io.BytesIO(), ["a"]])
+def test_what_is_no_path_is_refused(path):
+    with pytest.raises(TypeError, match=r"^path: got"):
+        load_heads(path)
+
+
+def test_refusals_say_what_it_is(tmp_path):
+    with pytest.raises(ValueError, match="it is a folder; dcp_to_torch_save makes a file"):
+        load_heads(tmp_path)
+    with pytest.raises(ValueError, match=r"holds more than tensors and containers \((posix|nt)\.mkdir\)"):
+        load_heads(saved({"x": Hostile(tmp_path / "ran")}, tmp_path))
+    assert not (tmp_path / "ran").exists()
 
 
 def test_it_runs_as_a_module(tmp_path):

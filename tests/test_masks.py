@@ -105,7 +105,8 @@ def test_hard_concrete_draws_on_in_training_alone():
     gates.eval()
     assert torch.equal(gates(), gates())
     assert gates.draws == 2
-    assert not torch.equal(HardConcreteMasks(2, 32).seed, gates.seed)  # two heads do not draw alike
+    other = HardConcreteMasks(2, 32)
+    assert not torch.equal(other._uniform(), HardConcreteMasks(2, 32)._uniform())  # two heads do not draw alike
 
 
 def test_hard_concrete_draws_alike_when_compiled():
@@ -135,3 +136,115 @@ def test_selected_rows_are_a_copy_in_the_order_asked_for(kind):
 def test_rows_that_are_not_there_are_refused(rows, words):
     with pytest.raises(ValueError, match=words):
         SigmoidMasks(3, 4).select(rows)
+
+
+DIALS = [
+    (BinaryMasks, "coverage", [i / 40 + 0.3 for i in range(20)]),
+    (BinaryMasks, "temperature", [0.1 + i for i in range(20)]),
+    (NormalizedMasks, "coverage", [i / 40 + 0.3 for i in range(20)]),
+    (HardConcreteMasks, "temperature", [0.1 + i for i in range(20)]),
+]
+
+
+@pytest.mark.parametrize(("kind", "name", "values"), DIALS)
+def test_a_number_that_a_schedule_sets_does_not_compile_anew(kind, name, values):
+    masks = kind(2, 40).eval()
+    compiled = torch.compile(masks, fullgraph=True, backend="eager")
+    torch._dynamo.reset()
+    seen = []
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for value in values:
+            setattr(masks, name, value)
+            assert getattr(masks, name) == value
+            got = compiled()
+            assert torch.equal(got, masks())
+            seen.append((compiled().square() * torch.rand(2, 40)).sum())
+            masks.zero_grad()
+            seen[-1].backward()
+            assert masks.weight.grad.isfinite().all()
+    if name == "coverage":
+        torch.testing.assert_close(got.mean(1), torch.full((2,), values[-1]))
+
+
+@pytest.mark.parametrize(("kind", "name", "values"), DIALS)
+def test_it_acts_as_if_it_had_been_the_first(kind, name, values):
+    fresh, changed = kind(2, 40, **{name: values[3]}), kind(2, 40)
+    setattr(changed, name, values[3])
+    changed.load_state_dict(fresh.state_dict())
+    assert changed.settings() == fresh.settings()
+    masks = fresh.eval()(), changed.eval()()
+    assert torch.equal(*masks)
+    assert torch.equal(*(torch.autograd.grad(x.square().sum(), m.weight)[0]
+                         for x, m in zip(masks, (fresh, changed), strict=True)))  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "name", "values"), DIALS)
+def test_what_is_no_value_is_refused_and_the_old_one_stays(kind, name, values):
+    masks = kind(2, 40, **{name: values[0]})
+    for bad, error in (
+        (float("nan"), ValueError),
+        (0.0, ValueError),
+        (True, TypeError),
+        (torch.tensor(0.5), TypeError),
+    ):
+        with pytest.raises(error, match=f"^{name}: got"):
+            setattr(masks, name, bad)
+        assert getattr(masks, name) == values[0]
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_they_can_be_traced(kind):
+    masks = kind(2, 12).eval()
+    traced = torch.jit.trace(masks, ())
+    with torch.no_grad():
+        masks.weight.copy_(torch.randn(2, 12))
+    torch.testing.assert_close(traced(), masks())
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_what_to_empty_leaves_is_started_anew(kind):
+    with torch.device("meta"):
+        masks = kind(2, 40)
+    masks.to_empty(device="cpu")
+    for state in masks.state_dict().values():
+        state.fill_(7)  # whatever was in that memory
+    masks.reset_parameters()
+    fresh = kind(2, 40)
+    assert masks.settings() == fresh.settings()
+    assert 0 < masks.weight.std() < 10
+    for name, buffer in fresh.named_buffers():
+        assert torch.equal(masks.get_buffer(name), buffer)
+    assert masks().isfinite().all()
+    if kind in (BinaryMasks, NormalizedMasks):
+        torch.testing.assert_close(masks().mean(1), fresh().mean(1))
+
+
+@pytest.mark.parametrize("kind", ALL)
+@pytest.mark.parametrize(
+    ("arguments", "options", "error", "words"),
+    [
+        ((0, 4), {}, ValueError, "num_subspaces: got 0"),
+        ((2.0, 4), {}, TypeError, r"num_subspaces: got 2\.0"),
+        ((True, 4), {}, TypeError, "num_subspaces: got True"),
+        ((2, "4"), {}, TypeError, "dim: got '4'"),
+        ((2, 4), {"mean": float("nan")}, ValueError, "mean: got nan"),
+        ((2, 4), {"mean": None}, TypeError, "mean: got None"),
+        ((2, 4), {"std": float("inf")}, ValueError, "std: got inf"),
+    ],
+)
+def test_bad_arguments_are_named(kind, arguments, options, error, words):
+    with pytest.raises(error, match=f"^{words}"):
+        kind(*arguments, **options)
+
+
+@pytest.mark.parametrize(
+    ("stretch", "error"),
+    [
+        ((-0.1,), ValueError), ((-0.1, 1.1, 2.0), ValueError), ((-0.1, 0.9), ValueError), (None, TypeError),
+        ((float("-inf"), 1.1), ValueError), ((-0.1, float("nan")), ValueError), ("ab", TypeError),
+        ((-0.1, "2"), TypeError), ((-0.1, True), TypeError),
+    ],
+)  # fmt: skip
+def test_a_stretch_that_is_none_is_refused(stretch, error):
+    with pytest.raises(error, match=r"^stretch: got"):
+        HardConcreteMasks(2, 4, stretch=stretch)

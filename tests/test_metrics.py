@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from torch import nn
 
 from mast_ops import MaskedSubspaceHead, SubspaceOutput, analysis, subspace_metrics
-from mast_ops._kinds import kind_names
 from mast_ops.metrics import effective_rank
 
 NAMES = ["crop", "color", "blur"]
@@ -76,11 +75,6 @@ def test_kinds_of_pairs_are_named_by_what_differs():
     assert found == {"log_variance/crop": 1.0, "log_variance/crop+blur": 2.0, "log_variance/all": 4.5}
 
 
-def test_no_two_kinds_of_pairs_have_one_name():
-    kinds = torch.tensor([[True, False, False], [True, True, True], [False, True, True], [False, True, True]])
-    assert kind_names(["all", "a", "b"], kinds) == ("all", "all (1)", "a+b", "a+b (3)")
-
-
 def test_a_variance_per_dimension_is_weighed_by_the_mask():
     masks = torch.tensor([[1.0, 0.0], [0.0, 2.0], [1.0, 1.0]])
     out = SubspaceOutput(torch.randn(2, 2), masks, torch.tensor([[1.0, 5.0], [3.0, 5.0]]), granularity="dimension")
@@ -116,7 +110,7 @@ KINDS = torch.eye(3, dtype=torch.bool)
         (SubspaceOutput(Z, M, PER_SAMPLE), {}, ValueError, "out.granularity: got None"),
         (SubspaceOutput(Z, M, PER_SAMPLE, None, "pixel"), {}, ValueError, "out.granularity: got 'pixel'"),
         (SubspaceOutput(Z, M, PER_SAMPLE, None, "subspace"), {}, ValueError, r"out.log_variance: .* \(4, 1\), wanted"),
-        (SubspaceOutput(Z, M, None, KINDS.long()), {}, TypeError, "out.kinds: got torch.int64"),
+        (SubspaceOutput(Z, M, None, KINDS.long()), {}, TypeError, "out.kinds: got dtype torch.int64"),
         (SubspaceOutput(Z, M, None, KINDS[:, :2]), {}, ValueError, r"out.kinds: got shape \(3, 2\)"),
         (SubspaceOutput(Z, M), {"kind": torch.tensor([0, 1, 2, 3])}, ValueError, "kind: got indices from 0 to 3"),
         (SubspaceOutput(Z, M), {"kind": torch.tensor([0, 1])}, ValueError, r"kind: got shape \(2,\)"),

@@ -67,3 +67,18 @@ def test_masks_do_not_decay():
 def test_bad_arguments_are_named(modules, options, words):
     with pytest.raises(ValueError, match=words):
         param_groups(*modules, **options)
+
+
+@pytest.mark.parametrize(
+    ("modules", "options", "words"),
+    [
+        ((model().parameters(),), {"lr": 1.0}, "modules: got generator, wanted modules"),
+        ((None,), {"lr": 1.0}, "modules: got None"),
+        ((model(),), {"lr": "0.1"}, "lr: got '0.1'"),
+        ((model(),), {"lr": True}, "lr: got True"),
+        ((model(),), {"lr": 1.0, "decay_vectors": "no"}, "decay_vectors: got 'no', wanted True or False"),
+    ],
+)
+def test_what_is_of_another_kind_is_named(modules, options, words):
+    with pytest.raises(TypeError, match=f"^{words}"):
+        param_groups(*modules, **options)

@@ -105,8 +105,8 @@ def test_overlap_is_annotated_and_readable():
 def test_sharing_stacks_unique_and_shared():
     masks = torch.tensor([[1.0, 1.0, 1.0, 0.3, 0.0], [0.0, 0.0, 1.0, 1.0, 0.0], [0.0, 0.0, 0.0, 0.0, 0.0]])
     for threshold in (0.5, 0.1):
-        ax = plot_sharing(masks, NAMES, threshold, ax=axes())
-        sharing = mask_sharing(masks, threshold)
+        ax = plot_sharing(masks, NAMES, threshold=threshold, ax=axes())
+        sharing = mask_sharing(masks, threshold=threshold)
         unique, shared = ax.containers
         assert [bar.get_width() for bar in unique] == sharing.unique.sum(dim=1).tolist()
         assert [bar.get_width() for bar in shared] == sharing.shared.sum(dim=1).tolist()
@@ -124,7 +124,7 @@ def test_uncertainty_draws_the_bins_and_names_the_correlation():
     ax = plot_uncertainty({"up": (strength, strength**3), "down": (strength, -strength), "no": (strength, flat)},
                           bins=4, ax=axes())  # fmt: skip
     assert legend(ax) == ["up (\u03c1 = 1.00)", "down (\u03c1 = -1.00)", "no (\u03c1 undefined)"]
-    binned = uncertainty_by_strength(strength**3, strength, 4)
+    binned = uncertainty_by_strength(strength**3, strength, bins=4)
     assert binned.samples.tolist() == [3, 0, 0, 2]
     assert list(ax.lines[0].get_xdata()) == binned.strength[[0, 3]].tolist()
     assert list(ax.lines[0].get_ydata()) == binned.log_variance[[0, 3]].tolist()
@@ -213,8 +213,20 @@ def test_bad_threshold_leaves_no_figure():
 )
 def test_bad_curves_leave_no_figure(curves, bins, error, says):
     with pytest.raises(error, match=says):
-        plot_uncertainty(curves, bins)
+        plot_uncertainty(curves, bins=bins)
     assert plt.get_fignums() == []
+
+
+@pytest.mark.parametrize("name", ["$\\frac{", "a$b$c", "_hidden", "two\nlines"])
+def test_names_are_drawn_as_they_are_written(name):
+    from mast_ops.plots import plot_summary
+
+    figure = plot_summary(torch.rand(2, 5), [name, "other"])
+    figure.draw_without_rendering()
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == [name, "other"]
+    ax = plot_uncertainty({name: (torch.rand(4), torch.rand(4)), "other": (torch.rand(4), torch.rand(4))}, ax=axes())
+    ax.figure.draw_without_rendering()
+    assert [line.split(" (")[0] for line in legend(ax)] == [name, "other"]
 
 
 def test_without_matplotlib_the_message_says_what_to_install(monkeypatch):

@@ -17,6 +17,8 @@ from mast_ops import (
     MaskOverlap,
     SigmoidMasks,
 )
+from mast_ops.functional import mask_coverage
+from mast_ops.regularizers import MaskRegularizerSum
 
 ON_TENSORS = (MaskL1, MaskHoyer, MaskCoverage, MaskOverlap, MaskEntropy)
 
@@ -76,3 +78,53 @@ def test_expected_l0_closes_gates_and_takes_gates_alone():
     for other in (torch.rand(2, 3), SigmoidMasks(2, 3)):
         with pytest.raises(TypeError, match="wanted HardConcreteMasks"):
             MaskExpectedL0()(other)
+
+
+def test_a_floor_that_a_schedule_sets_does_not_compile_anew():
+    regularizer, masks = MaskCoverage(0.5), torch.rand(3, 8)
+    compiled = torch.compile(regularizer, fullgraph=True, backend="eager")
+    torch._dynamo.reset()
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for floor in (i / 20 for i in range(21)):
+            regularizer.floor = floor
+            assert regularizer.floor == floor
+            assert torch.equal(compiled(masks), torch.relu(torch.tensor(floor) - masks.mean(1)).mean())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_a_floor_of_any_form_is_the_same(dtype):
+    masks = torch.rand(3, 8).to(dtype)
+    wanted = mask_coverage(masks, 0.7)
+    assert wanted.dtype == torch.promote_types(dtype, torch.float32)
+    for value in (MaskCoverage(0.7)(masks), mask_coverage(masks, torch.tensor(0.7, dtype=torch.float64))):
+        torch.testing.assert_close(value, wanted)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "words"),
+    [
+        (lambda: MaskCoverage("0.5"), TypeError, "floor: got '0.5'"),
+        (lambda: MaskCoverage(float("nan")), ValueError, "floor: got nan"),
+        (lambda: mask_coverage(torch.rand(2, 3), torch.tensor(1.5)), ValueError, "floor: got 1.5"),
+        (
+            lambda: mask_coverage(torch.rand(2, 3), torch.rand(2)),
+            TypeError,
+            r"floor: got torch.float32 of shape \(2,\)",
+        ),
+        (lambda: mask_coverage(torch.rand(2, 3), torch.tensor(1)), TypeError, "floor: got torch.int64"),
+        (lambda: MaskL1() + None, TypeError, "other: got None, wanted a regularizer"),
+        (lambda: MaskL1() + 1.0, TypeError, r"other: got 1\.0"),
+        (lambda: None * MaskL1(), TypeError, "weight: got None"),
+        (lambda: True * MaskL1(), TypeError, "weight: got True"),
+        (lambda: MaskL1() * MaskL1(), TypeError, "weight: got MaskL1"),
+        (lambda: torch.tensor(0.1) * MaskL1(), TypeError, "weight: got Tensor"),
+        (lambda: MaskRegularizerSum(MaskL1(), [1.0]), TypeError, "regularizers: got MaskL1"),
+        (lambda: MaskRegularizerSum([MaskL1()], 1.0), TypeError, r"weights: got 1\.0"),
+        (lambda: MaskRegularizerSum([None], [1.0]), TypeError, "regularizers: got None"),
+        (lambda: MaskRegularizerSum([MaskL1()], [float("nan")]), ValueError, "weights: got nan"),
+        (lambda: MaskL1()(None), TypeError, "masks: got NoneType"),
+    ],
+)
+def test_bad_arguments_are_named(call, error, words):
+    with pytest.raises(error, match=f"^{words}"):
+        call()

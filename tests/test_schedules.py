@@ -65,3 +65,40 @@ def test_compiled_code_is_not_compiled_again():
 def test_bad_arguments_are_named(arguments, words):
     with pytest.raises(ValueError, match=words):
         LinearSchedule(*arguments)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("change", "error", "words"),
+    [
+        ({"start": float("inf")}, ValueError, "start: got inf"),
+        ({"start": "0"}, TypeError, "start: got '0'"),
+        ({"end": None}, TypeError, "end: got None"),
+        ({"end": True}, TypeError, "end: got True"),
+        ({"end": torch.tensor(1.0)}, TypeError, "end: got Tensor"),
+        ({"steps": float("nan")}, TypeError, "steps: got nan"),
+        ({"steps": 2.5}, TypeError, "steps: got 2.5"),
+        ({"steps": True}, TypeError, "steps: got True"),
+    ],
+)
+def test_what_is_no_number_is_named(kind, change, error, words):
+    with pytest.raises(error, match=f"^{words}"):
+        kind(**{"start": 0.0, "end": 1.0, "steps": 3, **change})
+
+
+def test_numbers_of_numpy_are_numbers():
+    import numpy as np
+
+    schedule = LinearSchedule(np.float32(0.5), np.int64(1), np.int64(3))
+    assert (schedule.start, schedule.end, schedule.steps) == (0.5, 1.0, 3)
+    assert {type(x) for x in (schedule.start, schedule.end, schedule.steps)} == {float, int}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_to_empty_leaves_is_started_anew(kind):
+    with torch.device("meta"):
+        schedule = kind(1.0, 0.0, 4)
+    schedule.to_empty(device="cpu")
+    schedule.taken.fill_(1234)  # whatever was in that memory
+    schedule.reset_parameters()
+    assert schedule() == 1

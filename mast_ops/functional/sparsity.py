@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from mast_ops._checks import check_fraction, check_masks
+from mast_ops._checks import check_fraction, check_masks, values_are_free
 from mast_ops._precision import no_autocast, widen
 
 _LOG_EPS = 1e-7  # keeps the slope of x log x finite at an exact 0 or 1
@@ -96,7 +96,7 @@ def mask_expected_l0(open_probability: Tensor) -> Tensor:
     return open_probability.mean()
 
 
-def mask_coverage(masks: Tensor, floor: float = 0.5) -> Tensor:
+def mask_coverage(masks: Tensor, floor: float | Tensor = 0.5) -> Tensor:
     """How far each mask's mean stays under a floor, averaged: ``mean_k relu(floor - mean_d m_kd)``.
 
     Range 0 (every mask covers the floor) to ``floor`` (all masks closed). Counteracts collapse: a mask that
@@ -105,7 +105,7 @@ def mask_coverage(masks: Tensor, floor: float = 0.5) -> Tensor:
 
     Args:
         masks: (K, D), floating point, entries in [0, 1].
-        floor: Wanted mean entry, 0 to 1.
+        floor: Wanted mean entry, 0 to 1: a number, or a scalar tensor, for which nothing is compiled again.
 
     Returns:
         Scalar.
@@ -122,9 +122,15 @@ def mask_coverage(masks: Tensor, floor: float = 0.5) -> Tensor:
         >>> mask_coverage(torch.tensor([[1.0, 0.0], [0.0, 0.2]]), floor=0.5)
         tensor(0.2000)
     """
-    check_fraction("floor", floor)
+    if not isinstance(floor, Tensor):
+        check_fraction("floor", floor)
+    elif floor.dim() != 0 or not floor.is_floating_point():
+        raise TypeError(f"floor: got {floor.dtype} of shape {tuple(floor.shape)}, wanted a floating-point scalar")
+    elif values_are_free(floor):
+        check_fraction("floor", float(floor))
     check_masks(masks)
     (masks,) = widen(masks)
+    floor = floor.to(masks.dtype) if isinstance(floor, Tensor) else floor
     coverage = masks.mean(dim=1)
     # 0 * inf is NaN: without it an infinite mask would look well covered.
     return (torch.relu(floor - coverage) + 0 * coverage).mean()

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from mast_ops._checks import check_choice
@@ -49,8 +50,7 @@ def masks_from_description(description: Mapping[str, Any], weight: Tensor) -> Ma
     kind = MASKS.get(settings.pop("kind"))
     if kind is None:
         return None
-    if "stretch" in settings:
-        settings["stretch"] = tuple(settings["stretch"])
-    masks = kind(*weight.shape, **settings)
+    with torch.device("meta"):  # nothing is drawn, and the settings alone are checked
+        masks = kind(*weight.shape, **settings)
     masks.weight = nn.Parameter(weight.detach().clone(), requires_grad=False)
     return masks.eval()

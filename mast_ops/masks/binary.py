@@ -1,9 +1,10 @@
 """Exact zeros and ones of fixed coverage."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from mast_ops._checks import check_positive
+from mast_ops._checks import check_positive, check_share
+from mast_ops._dials import Dial
 from mast_ops.masks.parameterization import MaskParameterization
 
 
@@ -25,7 +26,7 @@ class BinaryMasks(MaskParameterization):
         num_subspaces: K.
         dim: D.
         coverage: Share of open entries in every row, strictly between 0 and 1, rounded to whole entries, at least one;
-            of few dimensions none may be left to close (D <= 10 at the default).
+            it may be set anew while training. Of few dimensions none may be left to close (D <= 10 at the default).
             0.95 leaves a twentieth of the dimensions to each augmentation: few numbers say what one of them did.
         mean: Start of ``weight``; only differences within a row matter.
         std: Spread of the start; entries that start closed lie five times as far below.
@@ -43,32 +44,47 @@ class BinaryMasks(MaskParameterization):
         (tensor([6., 6.]), tensor(4.))
     """
 
+    temperature = Dial(check_positive)
+    edge = Dial(check_positive)  # between the places of the last open entry and the first closed one
+    _temperature: Tensor
+    _edge: Tensor
+
     def __init__(
         self,
         num_subspaces: int,
         dim: int,
+        *,
         coverage: float = 0.95,
         mean: float = 0.0,
         std: float = 1.0,
         temperature: float = 1.0,
     ) -> None:
-        if not 0 < coverage < 1:
-            raise ValueError(f"coverage: got {coverage}, wanted a number strictly between 0 and 1")
-        check_positive("temperature", temperature)
-        self.coverage, self.temperature = coverage, temperature
-        super().__init__(num_subspaces, dim, mean, std)
+        self.temperature = temperature
+        self._share = check_share("coverage", coverage)  # reset_parameters wants it, and the setter the weights
+        super().__init__(num_subspaces, dim, mean=mean, std=std)
+        self.coverage = self._share
+
+    @property
+    def coverage(self) -> float:
+        """Share of open entries in every row."""
+        return self._share
+
+    @coverage.setter
+    def coverage(self, value: float) -> None:
+        self._share = check_share("coverage", value)
+        self.edge = self.num_open - 0.5
 
     @property
     def num_open(self) -> int:
         """Open entries of every row."""
-        return max(1, round(self.coverage * self.dim))
+        return max(1, round(self._share * self.dim))
 
     @torch.no_grad()
-    def reset_parameters(self) -> None:
-        nn.init.normal_(self.weight, self.mean, self.std)
+    def start(self, weight: Tensor) -> None:
+        super().start(weight)
         closed = self.dim - self.num_open
-        order = torch.randperm(self.dim, device=self.weight.device)
-        for k, row in enumerate(self.weight):
+        order = torch.randperm(self.dim, device=weight.device)
+        for k, row in enumerate(weight):
             places = order.roll(-k * closed)
             own, others = places[:closed], places[closed:]
             row[own] -= 5 * self.std
@@ -77,10 +93,13 @@ class BinaryMasks(MaskParameterization):
             row[others[row[others].argsort()]] = ordered[closed:]
 
     def forward(self) -> Tensor:
+        dtype = self.weight.dtype
         ordered = self.weight.detach().sort(dim=1, descending=True)
-        edge = ordered.values[:, self.num_open - 1 : self.num_open + 1].mean(dim=1, keepdim=True)
-        soft = torch.sigmoid((self.weight - edge) / self.temperature)
-        hard = torch.zeros_like(soft).scatter(1, ordered.indices[:, : self.num_open], 1.0)
+        place, edge = torch.arange(self.weight.shape[1], dtype=dtype, device=self.weight.device), self._edge.to(dtype)
+        beside = (place - edge).abs() < 1  # the last open entry, and the first closed one if there is any
+        between = torch.where(beside, ordered.values, 0).sum(dim=1, keepdim=True) / beside.sum()
+        soft = torch.sigmoid((self.weight - between) / self._temperature.to(dtype))
+        hard = torch.zeros_like(soft).scatter(1, ordered.indices, (place < edge).to(dtype).expand_as(soft))
         return hard + (soft - soft.detach())
 
     def settings(self) -> dict[str, float | list[float]]:

@@ -5,7 +5,8 @@ import math
 import torch
 from torch import Tensor
 
-from mast_ops._checks import check_positive
+from mast_ops._checks import check_number, check_positive, shown
+from mast_ops._dials import Dial
 from mast_ops.masks.parameterization import MaskParameterization
 
 
@@ -15,10 +16,10 @@ class HardConcreteMasks(MaskParameterization):
     A stretched, clipped binary-concrete sample: two forward passes in training see two samples of the masks;
     in ``eval`` the masks are fixed.
 
-    Samples are a function of two buffers, a seed (drawn from torch's global generator when the module is made) and the
-    number of draws so far. They travel in the ``state_dict``, so that a resumed run goes on as if unbroken, and DDP
-    keeps them alike on all ranks. A forward pass that activation checkpointing repeats counts as another draw: leave
-    the head out of it.
+    Samples are a function of the weights' bits and of a buffer, the number of draws so far. Both travel in the
+    ``state_dict``, so that a resumed run goes on as if unbroken; and ranks that share the weights and draw as often
+    have the same gates, under DDP and FSDP alike, however they were seeded. A forward pass that activation
+    checkpointing repeats counts as another draw: leave the head out of it.
 
     Ends: exact 0 and 1 in the forward pass, while :meth:`open_probability` keeps a gradient to the parameter.
     Collapse: under an invariance term alone the gates close; hold them with :class:`mast_ops.MaskCoverage`,
@@ -29,12 +30,13 @@ class HardConcreteMasks(MaskParameterization):
         dim: D.
         mean: Start of ``weight``, the log-odds of a gate.
         std: Spread of the start.
-        temperature: Of the concrete distribution, > 0; 2/3 as in the paper.
+        temperature: Of the concrete distribution, > 0; 2/3 as in the paper. It may be set anew while training.
         stretch: Interval that samples are stretched to before they are clipped to [0, 1]: (-0.1, 1.1) as in
             the paper. It must reach below 0 and above 1, or no entry could be exactly 0 or 1.
 
     Raises:
-        ValueError: ``temperature`` is not a positive number, or ``stretch`` does not reach past [0, 1].
+        ValueError: ``temperature`` is not a positive number, or ``stretch`` are not two finite numbers that reach past
+            [0, 1].
 
     Source: Louizos et al. 2018 (arXiv 1712.01312), section 2.2.
 
@@ -47,29 +49,34 @@ class HardConcreteMasks(MaskParameterization):
         tensor([0.0000, 0.5000, 1.0000, 1.0000], grad_fn=<SelectBackward0>)
     """
 
+    temperature = Dial(check_positive)
+    _temperature: Tensor
+    draws: Tensor
+
     def __init__(
         self,
         num_subspaces: int,
         dim: int,
+        *,
         mean: float = 1.0,
         std: float = 0.5,
         temperature: float = 2 / 3,
         stretch: tuple[float, float] = (-0.1, 1.1),
     ) -> None:
-        check_positive("temperature", temperature)
-        if not (stretch[0] < 0 and stretch[1] > 1):
-            raise ValueError(f"stretch: got {stretch}, wanted an interval that reaches below 0 and above 1")
-        super().__init__(num_subspaces, dim, mean, std)
-        self.temperature, self.stretch = temperature, stretch
-        self.seed: Tensor
-        self.draws: Tensor
-        self.register_buffer("seed", torch.randint(1 << 31, ()))
+        self.temperature = temperature
+        self.stretch = _check_stretch(stretch)
+        super().__init__(num_subspaces, dim, mean=mean, std=std)
         self.register_buffer("draws", torch.zeros((), dtype=torch.int64))
+
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        if "draws" in self._buffers:  # not yet in the constructor
+            self.draws.zero_()
 
     def forward(self) -> Tensor:
         log_odds: Tensor = self.weight
         if self.training:
-            log_odds = (log_odds + torch.logit(self._uniform())) / self.temperature
+            log_odds = (log_odds + torch.logit(self._uniform())) / self._temperature.to(self.weight.dtype)
         low, high = self.stretch
         return (torch.sigmoid(log_odds) * (high - low) + low).clamp(0, 1)
 
@@ -79,14 +86,27 @@ class HardConcreteMasks(MaskParameterization):
     def _uniform(self) -> Tensor:
         """Numbers strictly between 0 and 1, (K, D), new ones at every call: a hash, so that it compiles and exports."""
         index = torch.arange(self.weight.numel(), device=self.weight.device)
-        bits = _hash(_hash(_hash(self.seed) + self.draws) + index)
+        seed = self.weight.detach().float().view(torch.int32).sum(dtype=torch.int64)
+        bits = _hash(_hash(_hash(seed) + self.draws) + index)
         self.draws += 1
         return ((bits >> 8).to(self.weight.dtype) + 0.5).view_as(self.weight) / (1 << 24)
 
     def open_probability(self) -> Tensor:
         """Probability that each entry of a sample is not zero, (K, D)."""
         low, high = self.stretch
-        return torch.sigmoid(self.weight - self.temperature * math.log(-low / high))
+        return torch.sigmoid(self.weight - self._temperature.to(self.weight.dtype) * math.log(-low / high))
+
+
+def _check_stretch(stretch: tuple[float, float]) -> tuple[float, float]:
+    wanted = "wanted an interval that reaches below 0 and above 1"
+    if not isinstance(stretch, tuple | list):
+        raise TypeError(f"stretch: got {shown(stretch)}, {wanted}")
+    if len(stretch) != 2:
+        raise ValueError(f"stretch: got {len(stretch)} numbers, {wanted}")
+    low, high = (check_number("stretch", end) for end in stretch)
+    if not (low < 0 and high > 1):
+        raise ValueError(f"stretch: got {low, high}, {wanted}")
+    return low, high
 
 
 def _hash(x: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from mast_ops._checks import check_positive
+from mast_ops._checks import check_count, check_number, check_positive
 
 
 class MaskParameterization(nn.Module, ABC):
@@ -20,27 +20,41 @@ class MaskParameterization(nn.Module, ABC):
     Args:
         num_subspaces: K, >= 1.
         dim: D, >= 1.
-        mean: Mean of the normal distribution that ``weight`` starts from.
+        mean: Mean of the normal distribution that ``weight`` starts from, finite.
         std: Its standard deviation; > 0, so that no two subspaces start alike.
 
     Raises:
-        ValueError: ``num_subspaces`` or ``dim`` < 1, or ``std`` is not a positive number.
+        ValueError: ``num_subspaces`` or ``dim`` < 1, ``mean`` is not finite, or ``std`` is not a positive number.
+        TypeError: One of them is no number.
     """
 
     weight: nn.Parameter
 
-    def __init__(self, num_subspaces: int, dim: int, mean: float, std: float) -> None:
+    def __init__(self, num_subspaces: int, dim: int, *, mean: float, std: float) -> None:
         super().__init__()
-        for name, size in (("num_subspaces", num_subspaces), ("dim", dim)):
-            if size < 1:
-                raise ValueError(f"{name}: got {size}, wanted at least 1")
-        check_positive("std", std)
-        self.mean, self.std = mean, std
+        check_count("num_subspaces", num_subspaces)
+        check_count("dim", dim)
+        self.mean, self.std = check_number("mean", mean), check_positive("std", std)
         self.weight = nn.Parameter(torch.empty(num_subspaces, dim))
         self.reset_parameters()
 
+    @torch.no_grad()
     def reset_parameters(self) -> None:
-        nn.init.normal_(self.weight, self.mean, self.std)
+        """Starts anew, as in the constructor: after ``to_empty``, for example. Sharded weights start as rank 0's."""
+        weight: Tensor = self.weight
+        if not hasattr(weight, "device_mesh"):
+            self.start(weight)
+            return
+        from torch.distributed.tensor import DTensor, distribute_tensor  # half a second of import, which few need
+
+        assert isinstance(weight, DTensor)
+        whole = torch.empty(weight.shape, dtype=weight.dtype, device=weight.device)
+        self.start(whole)
+        weight.copy_(distribute_tensor(whole, weight.device_mesh, weight.placements))
+
+    def start(self, weight: Tensor) -> None:
+        """Gives ``weight``, a plain (K, D) tensor, the values that training starts from."""
+        nn.init.normal_(weight, self.mean, self.std)
 
     @property
     def num_subspaces(self) -> int:

@@ -28,8 +28,8 @@ class SigmoidMasks(MaskParameterization):
         (torch.Size([3, 8]), True)
     """
 
-    def __init__(self, num_subspaces: int, dim: int, mean: float = 1.0, std: float = 0.5) -> None:
-        super().__init__(num_subspaces, dim, mean, std)
+    def __init__(self, num_subspaces: int, dim: int, *, mean: float = 1.0, std: float = 0.5) -> None:
+        super().__init__(num_subspaces, dim, mean=mean, std=std)
 
     def forward(self) -> Tensor:
         return torch.sigmoid(self.weight)
@@ -54,8 +54,8 @@ class ReLUMasks(MaskParameterization):
         True
     """
 
-    def __init__(self, num_subspaces: int, dim: int, mean: float = 0.9, std: float = 0.7) -> None:
-        super().__init__(num_subspaces, dim, mean, std)
+    def __init__(self, num_subspaces: int, dim: int, *, mean: float = 0.9, std: float = 0.7) -> None:
+        super().__init__(num_subspaces, dim, mean=mean, std=std)
 
     def forward(self) -> Tensor:
         return torch.relu(self.weight)
@@ -79,8 +79,8 @@ class SoftplusMasks(MaskParameterization):
         True
     """
 
-    def __init__(self, num_subspaces: int, dim: int, mean: float = 0.54, std: float = 0.5) -> None:
-        super().__init__(num_subspaces, dim, mean, std)
+    def __init__(self, num_subspaces: int, dim: int, *, mean: float = 0.54, std: float = 0.5) -> None:
+        super().__init__(num_subspaces, dim, mean=mean, std=std)
 
     def forward(self) -> Tensor:
         return F.softplus(self.weight)

@@ -1,0 +1,88 @@
+"""Masks on several ranks: sharded weights start alike, and random gates are the same gates on every rank."""
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+
+from benchmarks.distributed.ranks import Ranks
+from mast_ops import MaskedSubspaceHead
+from mast_ops.masks import MASKS, BinaryMasks
+
+K, D = 3, 40
+
+
+@pytest.fixture(scope="module")
+def ranks():
+    two = Ranks(2)
+    yield two
+    two.close()
+
+
+def head(masks: str) -> MaskedSubspaceHead:
+    return MaskedSubspaceHead(nn.Linear(4, D), K, masks=masks, uncertainty="subspace")
+
+
+def start_sharded(rank: int, masks: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """As large models are started: without memory, sharded, then given memory and values."""
+    torch.manual_seed(rank)
+    with torch.device("meta"):
+        model = head(masks)
+    fully_shard(model, mesh=init_device_mesh("cpu", (2,)))
+    model.to_empty(device="cpu")
+    for module in model.modules():
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+    weight = model.masks.weight.full_tensor().detach()
+    seen = model(torch.randn(2, 4))
+    return weight, seen.masks.detach(), seen.log_variance.detach()
+
+
+@pytest.mark.parametrize("masks", MASKS)
+def test_sharded_masks_start_as_in_one_process(ranks, masks):
+    results = ranks(start_sharded, masks)
+    assert not [x for x in results if isinstance(x, Exception)], results
+    (weight, seen, log_variance), (other, other_seen, _) = results
+    assert torch.equal(weight, other)
+    assert torch.equal(seen, other_seen)
+    assert torch.equal(log_variance, torch.zeros(2, K))
+    assert not torch.equal(weight[0], weight[1])
+    assert not torch.equal(weight[0], weight[2])  # on another rank
+    if masks == "binary":
+        closed = (1 - seen).sum(0)
+        assert closed.sum() == K * (D - BinaryMasks(K, D).num_open)
+        assert closed.max() == 1  # each row has closed entries of its own, over ranks as well
+
+
+def draw(rank: int, how: str) -> list[torch.Tensor]:
+    """The gates of three steps that move the weights, on ranks that were seeded apart."""
+    torch.manual_seed(rank)
+    model = head("hard_concrete")
+    if how == "FSDP2":
+        fully_shard(model, mesh=init_device_mesh("cpu", (2,)))
+        parallel = model
+    else:
+        parallel = nn.parallel.DistributedDataParallel(
+            model, broadcast_buffers=how == "DDP", find_unused_parameters=True
+        )
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    seen = []
+    for _ in range(3):
+        out = parallel(torch.randn(2, 4))
+        seen.append(out.masks.detach().clone())
+        optimizer.zero_grad()
+        (out.embedding[:, None] * out.masks).square().mean().backward()
+        optimizer.step()
+    assert dist.get_world_size() == 2
+    return seen
+
+
+@pytest.mark.parametrize("how", ["DDP", "DDP without buffers", "FSDP2"])
+def test_random_gates_are_alike_on_all_ranks(ranks, how):
+    results = ranks(draw, how)
+    assert not [x for x in results if isinstance(x, Exception)], results
+    for mine, others in zip(*results, strict=True):
+        assert torch.equal(mine, others)
+    assert not torch.equal(results[0][0], results[0][1])
