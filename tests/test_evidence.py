@@ -9,11 +9,21 @@ import torch
 from benchmarks.evidence import __main__ as command
 from benchmarks.evidence import data, report, runs
 from benchmarks.evidence.evaluate import Renderings, evaluate, rank_of_related, subspaces, uncertainty
-from benchmarks.evidence.factors import AUGMENTATIONS, SIZE, TASKS, Scenes, draw, render, spoil, truth
-from benchmarks.evidence.methods import METHODS, SUITES, Method, canonical
-from benchmarks.evidence.pairs import sample
-from benchmarks.evidence.train import Settings, train
-from mast_ops import ComposedMasks
+from benchmarks.evidence.factors import (
+    AUGMENTATIONS,
+    NUM_DRAWS,
+    SIZE,
+    TASKS,
+    Scenes,
+    augmentations,
+    draw,
+    layers,
+    render,
+    spoil,
+    truth,
+)
+from benchmarks.evidence.methods import METHODS, SUITES, canonical, make_views
+from benchmarks.evidence.train import Settings, Spaces, make_projector, train
 
 METHOD_OF = {f"{suite}: {name}": method for suite, methods in SUITES.items() for name, method in methods.items()}
 
@@ -44,22 +54,48 @@ def test_every_draw_shows_and_moves_its_own_task_alone(scenes, name):
     }
 
 
-@pytest.mark.parametrize("pairs", ["composed", "factorised", "half composed", "all but one"])
-def test_pairs_differ_in_what_their_subspace_says(pairs):
-    count = len(AUGMENTATIONS)
-    got = sample(Method("", "vicreg", pairs), 400, generator())
-    differs = torch.stack([(got.draws0[a] != got.draws1[a]).any(1) for a in AUGMENTATIONS], dim=1)
-    one = torch.nn.functional.one_hot(got.subspace.clamp(max=count - 1), count).bool()
-    composed = got.subspace == count
-    assert differs[composed].all()
-    assert torch.equal(differs[~composed], ~one[~composed] if pairs == "all but one" else one[~composed])
-    share = {"composed": 1.0, "factorised": 0.0, "half composed": 0.5, "all but one": 1 / (count + 1)}[pairs]
-    assert abs(composed.float().mean() - share) < 0.08
+PAIRS = {
+    "vicreg/composed": ("all", 1.0),
+    "vicreg/factorised": ("single", 0.0),
+    "vicreg/half": ("mixed", 0.5),
+    "vicreg/looc": ("all but one", 1 / 7),
+    "vicreg/without-blur": ("all", 0.0),
+}
 
 
-def test_what_is_shared_does_not_differ():
-    got = sample(Method("", "vicreg", "composed", shared=("blur",)), 50, generator())
-    assert [a for a in AUGMENTATIONS if torch.equal(got.draws0[a], got.draws1[a])] == ["blur"]
+def test_views_are_the_renderings_of_draws(scenes):
+    index, calls = torch.arange(40), augmentations(scenes)
+    x, draws = layers(scenes, index), {}
+    for name, call in calls.items():
+        torch.manual_seed(len(draws))
+        x = call(x)
+        torch.manual_seed(len(draws))
+        draws[name] = torch.rand(40, NUM_DRAWS[name])
+    assert torch.equal(x, render(scenes, index, draws))
+    assert set(calls) == set(AUGMENTATIONS)
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_pairs_differ_in_what_their_method_says(scenes, name):
+    method, (pairs, share) = METHODS[name], PAIRS[name]
+    assert method.pairs == pairs
+    views = make_views(method, scenes, generator())
+    kind = views(layers(scenes, torch.arange(40).repeat(7))).kind
+    differs = views.kinds[kind]
+    all_of_them = differs.all(1)
+    assert abs(all_of_them.float().mean() - share) < 1 / 280
+    rest = differs[~all_of_them].sum(1)
+    assert (rest == {"vicreg/looc": 5, "vicreg/without-blur": 5}.get(name, 1)).all()
+    blur = views.augmentations.index("blur")
+    assert differs[:, blur].any() == (name != "vicreg/without-blur")
+    assert differs[:, :blur].any(0).all()
+
+
+def test_a_space_of_looc_for_every_kind_of_pair(scenes):
+    method = METHODS["vicreg/looc"]
+    projector = make_projector(method)
+    assert isinstance(projector, Spaces)
+    assert len(projector.masks) == len(make_views(method, scenes, generator()).kinds) == len(AUGMENTATIONS) + 1
 
 
 def test_a_spoiled_view_keeps_a_corner_alone():
@@ -77,7 +113,8 @@ def test_every_method_trains(scenes, name):
     assert any(not torch.equal(a, b) for a, b in zip(after, before, strict=True)) == (method.base != "random")
     assert (trained.head is None) == (method.masks in (None, "spaces"))
     if trained.head is not None:
-        assert isinstance(trained.head.masks, ComposedMasks) == (method.pairs != "factorised")
+        assert set(trained.head.subspaces) == set(method.augmentations)
+        assert len(trained.head.kinds) == len(method.augmentations) + (method.pairs == "mixed")
         assert all(p.requires_grad == method.learned for p in trained.head.masks.parameters())
         assert trained.history[-1]["step"] == 1
 
@@ -96,7 +133,7 @@ def test_probes_and_insights_of_a_trained_model(scenes):
         assert set(scores[kind]) == set(TASKS)
         assert all(0 <= value <= 100 for value in scores[kind].values())
     said = subspaces(trained, renderings)
-    assert said["names"] == list(AUGMENTATIONS)
+    assert set(said["names"]) == set(AUGMENTATIONS)
     assert all(abs(free - 6 / 128) < 1e-6 for free in said["free"])
     doubt = uncertainty(trained, scenes)
     assert all(-1 <= rho <= 1 for rho in doubt["spearman"].values())

@@ -22,7 +22,6 @@ from benchmarks.evidence.factors import (
     truth,
 )
 from benchmarks.evidence.train import Trained
-from mast_ops import ComposedMasks
 from mast_ops.analysis import mask_overlap, spearman
 
 NEIGHBOURS = 20
@@ -87,24 +86,23 @@ def subspaces(trained: Trained, data: Renderings) -> dict[str, Any]:
     with torch.no_grad():
         masks = head.masks()
     names = head.subspaces
-    single = masks[:-1] if isinstance(head.masks, ComposedMasks) else masks
     embed = _embedding(trained)
     train, test = (apply(embed, x) for x in (data.train, data.test))
     inside, outside = {}, {}
     for task, name in TASKS.items():
         if name is None or name not in names:
             continue
-        open_ = single[names.index(name)] > 0.5
+        open_ = masks[names.index(name)] > 0.5
         for where, chosen in ((inside, open_), (outside, ~open_)):
             if chosen.any():
                 where[task] = _linear(train[:, chosen], data.train_truth[task], test[:, chosen], data.test_truth[task])
     return {
         "inside": inside,
         "outside": outside,
-        "free": (1 - single).mean(1).tolist(),
-        "overlap": mask_overlap(1 - single).tolist(),
-        "names": list(names[: len(single)]),
-        "open in all": float((single > 0.5).all(0).double().mean()),
+        "free": (1 - masks).mean(1).tolist(),
+        "overlap": mask_overlap(1 - masks).tolist(),
+        "names": list(names),
+        "open in all": float((masks.prod(0) > 0.5).double().mean()),
     }
 
 
@@ -117,7 +115,10 @@ def _embedding(trained: Trained) -> Callable[[Tensor], Tensor]:
 
 
 def uncertainty(trained: Trained, scenes: Scenes) -> dict[str, Any]:
-    """How predicted log-variances go with strength, and whether they tell ruined views from whole ones."""
+    """How predicted log-variances go with strength, and whether they tell ruined views from whole ones.
+
+    The variance of a pair that differs in all augmentations is the sum of theirs.
+    """
     head, backbone = trained.head, trained.backbone
     assert head is not None
     before: Callable[[Tensor], Tensor] = nn.Identity() if head.projector is trained.projector else trained.projector
@@ -134,13 +135,13 @@ def uncertainty(trained: Trained, scenes: Scenes) -> dict[str, Any]:
         full = draw(len(index), generator)
         strong = {name: _at_strength(name, level, len(index), generator) for name in curves}
         for name, curve in curves.items():
-            column = AUGMENTATIONS.index(name)
+            column = head.subspaces.index(name)
             seen = predicted(render(scenes, index, full | {name: strong[name]}))
             curve.append(float(seen[:, min(column, seen.shape[1] - 1)].mean()))
-        together.append(float(predicted(render(scenes, index, full | strong)).mean()))
+        together.append(float(predicted(render(scenes, index, full | strong)).logsumexp(1).mean()))
     curves["all"] = together
     whole = render(scenes, index, draw(len(index), generator))
-    doubt, doubt_of_spoiled = (predicted(x).mean(1) for x in (whole, spoil(whole, generator)))
+    doubt, doubt_of_spoiled = (predicted(x).logsumexp(1) for x in (whole, spoil(whole, generator)))
     return {
         "levels": levels.tolist(),
         "curves": curves,

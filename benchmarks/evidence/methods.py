@@ -1,9 +1,13 @@
 """Every method of the table, as what it does differently. All share backbone, steps, optimizer and budget."""
 
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
-from benchmarks.evidence.factors import AUGMENTATIONS, RELATED
+import torch
+
+from benchmarks.evidence.factors import AUGMENTATIONS, RELATED, Scenes, augmentations
+from mast_ops import FactorizedViews
+from mast_ops.kinds import kinds_of
 
 BASES = ("vicreg", "simclr", "byol")
 
@@ -12,9 +16,10 @@ BASES = ("vicreg", "simclr", "byol")
 class Method:
     title: str = field(compare=False)
     base: Literal["vicreg", "simclr", "byol", "supervised", "random"]
-    pairs: Literal["composed", "factorised", "half composed", "all but one"] = "composed"
+    pairs: Literal["all", "single", "mixed", "all but one"] = "all"
+    """Of `FactorizedViews`; or LooC's: in all but one, or, one time in K + 1, in all."""
     shared: tuple[str, ...] = ()
-    """Augmentations that composed pairs do not differ in."""
+    """Augmentations in which no pair differs; with "all" alone."""
     masks: str | None = None
     learned: bool = True
     coverage: float = 0.95
@@ -32,7 +37,7 @@ class Method:
 
 def _of_base(base: str) -> dict[str, Method]:
     composed = Method("all augmentations composed", base)
-    masked = Method("fixed disjoint masks", base, "half composed", masks="binary", learned=False)
+    masked = Method("fixed disjoint masks", base, "mixed", masks="binary", learned=False)
     mast = replace(masked, title="MAST: learned masks", learned=True, sensitivity=None)
     methods = {
         "composed": composed,
@@ -42,8 +47,8 @@ def _of_base(base: str) -> dict[str, Method]:
             if name != "background"
         },
         "looc": Method("all-but-one spaces (LooC)", base, "all but one", masks="spaces"),
-        "factorised": Method("factorised pairs, no masks", base, "factorised"),
-        "half": Method("half composed, no masks", base, "half composed"),
+        "factorised": Method("factorised pairs, no masks", base, "single"),
+        "half": Method("half composed, no masks", base, "mixed"),
         "fixed": masked,
         "fixed-sensitive": replace(masked, title="fixed disjoint masks and sensitivity", sensitivity=None),
         "mast": mast,
@@ -70,7 +75,7 @@ ABLATIONS: dict[str, Method] = {
     "sensitivity 30": replace(_MAST, sensitivity=30.0),
     "coverage 0.9": replace(_MAST, coverage=0.9),
     "coverage 0.98": replace(_MAST, coverage=0.98),
-    "factorised pairs": replace(_MAST, pairs="factorised"),
+    "factorised pairs": replace(_MAST, pairs="single"),
     "normalized masks": replace(_MAST, masks="normalized"),
     "sigmoid masks": replace(_MAST, masks="sigmoid"),
     "variance and covariance inside subspaces": replace(_MAST, scope="subspace"),
@@ -94,6 +99,18 @@ RELATION: dict[str, Method] = {
     for rate in (1, 10)
 }
 SUITES = {"methods": METHODS, "ablations": ABLATIONS, "noise": NOISE, "relation": RELATION}
+
+
+def make_views(method: Method, scenes: Scenes, generator: torch.Generator) -> FactorizedViews:
+    """Of batches of :func:`benchmarks.evidence.factors.layers`."""
+    calls = augmentations(scenes, method.augmentations)
+    pairs: Any = method.pairs
+    if method.shared:
+        assert method.pairs == "all"
+        pairs = torch.tensor([[name not in method.shared for name in calls]])
+    elif method.pairs == "all but one":  # a row, and a space, for what is shared; the last for what shares nothing
+        pairs = torch.cat([kinds_of(choice, len(calls))[0] for choice in ("all_but_one", "all")])
+    return FactorizedViews(calls, pairs=pairs, batched=True, generator=generator)
 
 
 def canonical(suite: str, name: str) -> tuple[str, str]:

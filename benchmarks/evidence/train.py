@@ -9,12 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.evidence.factors import Scenes, render, spoil, truth
-from benchmarks.evidence.methods import Method
-from benchmarks.evidence.pairs import sample
+from benchmarks.evidence.factors import Scenes, draw, layers, render, spoil, truth
+from benchmarks.evidence.methods import Method, make_views
 from mast_ops import (
     BinaryMasks,
-    ComposedMasks,
+    FactorizedViews,
     MaskedSubspaceHead,
     NormalizedMasks,
     SigmoidMasks,
@@ -55,7 +54,8 @@ def train(
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)  # of images and draws: the same for every method
     backbone, projector = make_backbone(), make_projector(method)
-    head = make_head(method, projector)
+    views = make_views(method, scenes, generator)
+    head = make_head(method, projector, views)
     model = nn.ModuleDict({"backbone": backbone, "projector": head or projector}).to(settings.device)
     if method.base == "random":
         return Trained(backbone.eval(), None, projector, [])
@@ -67,16 +67,20 @@ def train(
     history = []
     for i in range(settings.steps):
         index = torch.randint(len(scenes.labels), (settings.batch,), generator=generator)
-        pairs = sample(method, settings.batch, generator)
-        views = [render(scenes, index, draws) for draws in (pairs.draws0, pairs.draws1)]
+        labels: dict[str, Tensor] = {}
+        if method.base == "supervised":  # its labels are draws, so it makes them itself
+            draws, others = (draw(settings.batch, generator, method.augmentations) for _ in range(2))
+            view0, view1 = (render(scenes, index, each) for each in (draws, others))
+            kind, labels = torch.zeros_like(index), truth(scenes.labels[index], draws)
+        else:
+            view0, view1, kind = views(layers(scenes, index))
         if method.spoiled:
             which = torch.rand(settings.batch, generator=generator) < method.spoiled
-            views[1][which] = spoil(views[1][which], generator)
-        x, subspace = torch.cat(views).to(settings.device), pairs.subspace.to(settings.device)
+            view1[which] = spoil(view1[which], generator)
+        x, kind = torch.cat([view0, view1]).to(settings.device), kind.to(settings.device)
         with torch.autocast(settings.device, torch.bfloat16):
             h = backbone(x)
-        labels = truth(scenes.labels[index], pairs.draws0)
-        loss = step(x, h.float(), subspace, labels)
+        loss = step(x, h.float(), kind, labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -124,17 +128,16 @@ def make_projector(method: Method) -> nn.Module:
     return mlp(FEATURES, HIDDEN, method.dim)
 
 
-def make_head(method: Method, projector: nn.Module) -> MaskedSubspaceHead | None:
+def make_head(method: Method, projector: nn.Module, views: FactorizedViews) -> MaskedSubspaceHead | None:
     """On the projector; BYOL's training puts a predictor in its place."""
     if method.masks in (None, "spaces"):
         return None
-    names = method.augmentations if method.pairs == "factorised" else (*method.augmentations, "all")
-    masks = make_masks(method)
     return MaskedSubspaceHead(
         mlp(method.dim, HIDDEN, method.dim) if method.base == "byol" else projector,
-        names,
-        masks if method.pairs == "factorised" else ComposedMasks(masks),
+        views.augmentations,
+        masks=make_masks(method),
         uncertainty=method.uncertainty,
+        kinds=views.kinds,
     )
 
 
@@ -161,13 +164,12 @@ def _state_of_masks(head: MaskedSubspaceHead, step: int) -> dict[str, Any]:
     """Density, and the mean overlap of what two augmentations' masks leave out."""
     with torch.no_grad():
         masks = head.masks()
-    free = 1 - (masks[:-1] if isinstance(head.masks, ComposedMasks) else masks)
-    overlap = mask_overlap(free)
-    apart = ~torch.eye(len(free), dtype=torch.bool)
+    overlap = mask_overlap(1 - masks)
+    apart = ~torch.eye(len(masks), dtype=torch.bool)
     return {"step": step, "density": mask_density(masks).tolist(), "overlap": float(overlap[apart].mean())}
 
 
-# ---- One step of each base: images, features, subspaces and labels to a loss ---------------------------------
+# ---- One step of each base: images, features, kinds of pairs and labels to a loss ---------------------------
 
 
 Step = Callable[[Tensor, Tensor, Tensor, dict[str, Tensor]], Tensor]
@@ -184,13 +186,13 @@ def _two_views(method: Method, model: nn.ModuleDict, criterion: Any) -> Step:
     projector = model["projector"]
     ones = torch.ones(1, method.dim)
 
-    def step(x: Tensor, h: Tensor, subspace: Tensor, labels: dict[str, Tensor]) -> Tensor:
+    def step(x: Tensor, h: Tensor, kind: Tensor, labels: dict[str, Tensor]) -> Tensor:
         h0, h1 = h.chunk(2)
         out0, out1 = projector(h0), projector(h1)
         if isinstance(out0, SubspaceOutput):
-            return criterion(out0, out1, subspace=subspace)
+            return criterion(out0, out1, kind=kind)
         if isinstance(projector, Spaces):
-            return criterion(out0, out1, masks=projector.masks.to(x.device), subspace=subspace)
+            return criterion(out0, out1, masks=projector.masks.to(x.device), kind=kind)
         return criterion(out0, out1, masks=ones.to(x.device))
 
     return step
@@ -198,8 +200,7 @@ def _two_views(method: Method, model: nn.ModuleDict, criterion: Any) -> Step:
 
 def _vicreg(method: Method, model: nn.ModuleDict, head: MaskedSubspaceHead | None) -> Step:
     scope = "subspace" if method.masks == "spaces" else method.scope
-    options = {"scope": scope, "granularity": method.uncertainty}
-    return _two_views(method, model, _criterion(method, SubspaceVICRegLoss, **options))
+    return _two_views(method, model, _criterion(method, SubspaceVICRegLoss, scope=scope))
 
 
 def _simclr(method: Method, model: nn.ModuleDict, head: MaskedSubspaceHead | None) -> Step:
@@ -219,9 +220,9 @@ def _byol(method: Method, model: nn.ModuleDict, head: MaskedSubspaceHead | None)
     target = copy.deepcopy(online).requires_grad_(False)
     criterion = _criterion(method, SubspaceCosineLoss)
     if method.uncertainty:
-        criterion = UncertaintyInvarianceLoss("cosine", method.uncertainty, normalize=True)
+        criterion = UncertaintyInvarianceLoss(distance="cosine", normalize=True)
 
-    def step(x: Tensor, h: Tensor, subspace: Tensor, labels: dict[str, Tensor]) -> Tensor:
+    def step(x: Tensor, h: Tensor, kind: Tensor, labels: dict[str, Tensor]) -> Tensor:
         with torch.no_grad():
             for old, new in zip(target.parameters(), online.parameters(), strict=True):
                 old.lerp_(new, 1 - MOMENTUM)
@@ -231,9 +232,9 @@ def _byol(method: Method, model: nn.ModuleDict, head: MaskedSubspaceHead | None)
         p0, p1 = (predictor(projector(part)) for part in h.chunk(2))
         options: dict[str, Any] = {"masks": torch.ones(1, method.dim, device=x.device)}
         if isinstance(p0, SubspaceOutput):
-            options = {"subspace": subspace}
+            options = {"kind": kind}
         elif isinstance(projector, Spaces):
-            options = {"masks": projector.masks.to(x.device), "subspace": subspace}
+            options = {"masks": projector.masks.to(x.device), "kind": kind}
         return (criterion(p0, t1, **options) + criterion(p1, t0, **options)) / 2
 
     return step
@@ -245,7 +246,7 @@ def _supervised(method: Method, model: nn.ModuleDict, head: MaskedSubspaceHead |
     model["projector"] = classifiers = nn.ModuleDict({task: nn.Linear(FEATURES, n) for task, n in sizes.items()})
     classifiers.to(next(model.parameters()).device)
 
-    def step(x: Tensor, h: Tensor, subspace: Tensor, labels: dict[str, Tensor]) -> Tensor:
+    def step(x: Tensor, h: Tensor, kind: Tensor, labels: dict[str, Tensor]) -> Tensor:
         first = h[: len(h) // 2]
         losses = [F.cross_entropy(classifiers[task](first), y.to(x.device)) for task, y in labels.items()]
         return torch.stack(losses).sum()
