@@ -1,4 +1,4 @@
-"""README is short and its lines run; those of the table of codebases run in the surroundings that a codebase gives them.
+"""README is short and its lines run; those of the table of codebases run in the surroundings that they belong to.
 
 Peers are imported where they are used: the processes of a group import this file too.
 """
