@@ -6,6 +6,7 @@ from mast_ops.losses import (
     SubspaceBarlowTwinsLoss,
     SubspaceCosineLoss,
     SubspaceNTXentLoss,
+    SubspaceSigmoidLoss,
     SubspaceVICRegLoss,
     UncertaintyInvarianceLoss,
 )
@@ -48,6 +49,7 @@ __all__ = [
     "SubspaceCosineLoss",
     "SubspaceNTXentLoss",
     "SubspaceOutput",
+    "SubspaceSigmoidLoss",
     "SubspaceVICRegLoss",
     "UncertaintyInvarianceLoss",
     "ViewPair",

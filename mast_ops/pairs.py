@@ -5,7 +5,7 @@ from typing import Literal, NamedTuple, Self, get_args
 import torch
 from torch import Tensor
 
-from mast_ops._checks import check_choice, check_log_variance, check_masks, check_views
+from mast_ops._checks import check_choice, check_index, check_log_variance, check_masks, check_views
 from mast_ops._precision import wide, widen
 from mast_ops.kinds import check_kind, check_kinds
 from mast_ops.ops import Table
@@ -50,6 +50,8 @@ class Pairs(NamedTuple):
     kind: Tensor | None = None
     """(N,) int64, a row of ``kinds``."""
     uncertainty: Uncertainty | None = None
+    sample: Tensor | None = None
+    """(N,) int64, what each pair shows: pairs of one sample are positives of one another. None: all apart."""
 
     @classmethod
     def of(
@@ -61,6 +63,7 @@ class Pairs(NamedTuple):
         kinds: Tensor | None = None,
         kind: Tensor | None = None,
         uncertainty: Uncertainty | None = None,
+        sample: Tensor | None = None,
     ) -> Self:
         """Pairs after every check.
 
@@ -78,7 +81,9 @@ class Pairs(NamedTuple):
             check_kind(kind, len(z0), len(masks) if kinds is None else len(kinds), z0.device)
         if uncertainty is not None:
             uncertainty.check(z0, masks)
-        return cls(z0, z1, masks, kinds, kind, uncertainty)
+        if sample is not None:
+            check_index("sample", sample, len(z0), z0.device)
+        return cls(z0, z1, masks, kinds, kind, uncertainty, sample)
 
     def rows(self) -> Tensor:
         """What pairs are seen through, (R, D), in the dtype that sums run in: the mask of every kind, or every mask."""

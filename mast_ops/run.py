@@ -73,6 +73,11 @@ class Run:
             self._last_learned = y if y.requires_grad else self._last_learned
         return y
 
+    def own_samples(self, num_samples: int, device: torch.device) -> Tensor:
+        """Sample ids of this rank's batch when each row is a sample, (N,) int64, unlike those of any other rank."""
+        rank = ops.rank() if self.distributed else 0
+        return torch.arange(num_samples, device=device) + (rank << 40)
+
     def total(self, x: Tensor) -> Tensor:
         """Sum over ranks."""
         return self.told(ops.all_reduce(self.tied(x))) if self.distributed else x

@@ -9,6 +9,7 @@ from mast_ops.functional.moments import (
     subspace_variance,
 )
 from mast_ops.functional.sensitivity import subspace_sensitivity
+from mast_ops.functional.sigmoid import subspace_sigmoid
 from mast_ops.functional.sparsity import (
     mask_coverage,
     mask_entropy,
@@ -35,6 +36,7 @@ __all__ = [
     "subspace_moments",
     "subspace_nt_xent",
     "subspace_sensitivity",
+    "subspace_sigmoid",
     "subspace_sup_con",
     "subspace_variance",
     "uncertainty_invariance",

@@ -138,6 +138,29 @@ class ContrastKernels(Protocol):
         """Losses, and the gradients of the sum of those of anchors and of candidates, each with its weight."""
 
 
+class SigmoidFormulas(Protocol):
+    """All pairs, each by itself: ``sum_j softplus(-l_ij (s_ij + bias))``, l_ij = 1 for positives and -1 for all others.
+
+    Candidates are given, and nothing is ``both_ways``.
+    """
+
+    def losses(self, problem: Contrast, bias: Tensor) -> Tensor:
+        """Of anchors, (N, R), or (N,) with ``row``."""
+
+
+class SigmoidKernels(Protocol):
+    """With their gradients. Slopes are the sums over candidates of the losses' derivatives by the bias."""
+
+    def forward(self, problem: Contrast, bias: Tensor) -> tuple[Tensor, Tensor]:
+        """Losses and slopes."""
+
+    def backward(self, problem: Contrast, bias: Tensor, grad: Tensor) -> ContrastGradients:
+        """Given the gradient of the losses."""
+
+    def fused(self, problem: Contrast, bias: Tensor, weight: float) -> tuple[Tensor, Tensor, ContrastGradients]:
+        """Losses, slopes, and the gradients of the losses' sum, times ``weight``."""
+
+
 Reduce = Callable[[Tensor], Tensor]
 
 

@@ -3,6 +3,7 @@
 from mast_ops.losses.barlow_twins import SubspaceBarlowTwinsLoss
 from mast_ops.losses.cosine import SubspaceCosineLoss
 from mast_ops.losses.ntxent import SubspaceNTXentLoss
+from mast_ops.losses.sigmoid import SubspaceSigmoidLoss
 from mast_ops.losses.uncertainty_invariance import UncertaintyInvarianceLoss
 from mast_ops.losses.vicreg import SubspaceVICRegLoss
 
@@ -10,6 +11,7 @@ __all__ = [
     "SubspaceBarlowTwinsLoss",
     "SubspaceCosineLoss",
     "SubspaceNTXentLoss",
+    "SubspaceSigmoidLoss",
     "SubspaceVICRegLoss",
     "UncertaintyInvarianceLoss",
 ]

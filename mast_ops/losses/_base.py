@@ -109,11 +109,15 @@ class SubspaceLoss(nn.Module, ABC):
         return_components: bool = False,
     ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
         pairs = pairs_of(out0, out1, masks=masks, kinds=kinds, kind=kind)
+        return self.of_pairs(pairs, return_components)
+
+    def of_pairs(self, pairs: Pairs, return_components: bool) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
+        """The same, of checked pairs."""
         run = Run(self.backend, self.gather_distributed).of(
             type(self).__name__, pairs.z0, pairs.masks, pairs.kinds, **self._options(pairs)
         )
         terms = self.terms(pairs, run)
-        if kind is not None and self.sensitivity_param > 0:
+        if pairs.kind is not None and self.sensitivity_param > 0:
             value = sensitivity(pairs, run, weight=self.pair_weight(pairs, run)).sum()
             terms["sensitivity"] = (self.sensitivity_param, value)
         loss = torch.stack([weight * value for weight, value in terms.values()]).sum()
@@ -134,7 +138,15 @@ class SubspaceLoss(nn.Module, ABC):
         }
 
 
-def pairs_of(out0: View, out1: View, *, masks: Tensor | None, kinds: Tensor | None, kind: Tensor | None) -> Pairs:
+def pairs_of(
+    out0: View,
+    out1: View,
+    *,
+    masks: Tensor | None,
+    kinds: Tensor | None,
+    kind: Tensor | None,
+    sample: Tensor | None = None,
+) -> Pairs:
     """Heads' outputs and plain tensors alike.
 
     Masks and kinds are those of the first view that carries them. A view without log-variances beside one that has
@@ -160,6 +172,7 @@ def pairs_of(out0: View, out1: View, *, masks: Tensor | None, kinds: Tensor | No
         kinds=tables[0] if tables else kinds,
         kind=kind,
         uncertainty=_uncertainty(views),
+        sample=sample,
     )
 
 

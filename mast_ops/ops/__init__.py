@@ -7,10 +7,11 @@ the kernels of that name.
 from mast_ops.kernels.contract import Contrast, Gap, Table
 from mast_ops.ops.agreement import agree
 from mast_ops.ops.backend import BACKENDS, Backend, check_backend
-from mast_ops.ops.collectives import after, all_reduce, mean_over_ranks, ranks
+from mast_ops.ops.collectives import after, all_reduce, mean_over_ranks, rank, ranks
 from mast_ops.ops.contrast import contrast, contrast_mean
 from mast_ops.ops.moments import off_diagonal
 from mast_ops.ops.pairs import distance, gap_sums, products
+from mast_ops.ops.sigmoid import sigmoid, sigmoid_mean
 
 __all__ = [
     "BACKENDS",
@@ -29,5 +30,8 @@ __all__ = [
     "mean_over_ranks",
     "off_diagonal",
     "products",
+    "rank",
     "ranks",
+    "sigmoid",
+    "sigmoid_mean",
 ]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mast_ops._checks import check_choice
-from mast_ops.kernels.contract import ContrastKernels, MomentsKernels, PairsKernels
+from mast_ops.kernels.contract import ContrastKernels, MomentsKernels, PairsKernels, SigmoidKernels
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -127,6 +127,17 @@ def contrast_kernels(backend: Backend) -> ContrastKernels:
 
         return triton
     from mast_ops.kernels.chunked import contrast as chunked
+
+    return chunked
+
+
+@cache
+def sigmoid_kernels(backend: Backend) -> SigmoidKernels:
+    if backend == "triton":
+        from mast_ops.kernels.triton import sigmoid as triton
+
+        return triton
+    from mast_ops.kernels.chunked import sigmoid as chunked
 
     return chunked
 

@@ -33,6 +33,10 @@ def ranks(gather_distributed: bool) -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
+def rank() -> int:
+    return dist.get_rank()
+
+
 def all_reduce(x: Tensor) -> Tensor:
     """Sum over ranks, differentiable any number of times."""
     return cast(Tensor, _all_reduce(x))

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from mast_ops.kernels.contract import Both, Contrast, Contrasted, ContrastGradients, ContrastKernels
+from mast_ops.kernels.contract import Both, Contrast, Contrasted, ContrastGradients, ContrastKernels, SigmoidKernels
 from mast_ops.ops.collectives import batch_sizes
 
 _STRANGER = -1  # a sample id that no anchor has
@@ -74,6 +74,40 @@ def backward(kernels: ContrastKernels, problem: Contrast, grads: Both, lse: Both
     if g_z1 is None:
         return ContrastGradients(g_z0 + abroad, None, g_masks, g_inverse)
     return ContrastGradients(g_z0, g_z1 + abroad, g_masks, g_inverse)
+
+
+def sigmoid(kernels: SigmoidKernels, problem: Contrast, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """Losses of this rank's anchors against all ranks' candidates, and their slopes: they add up."""
+    losses, slopes = kernels.forward(problem, bias)
+    ring = _Ring(problem)
+    for step, block in ring.blocks():
+        more, steeper = kernels.forward(_with_visitors(problem, block, ring, step), bias)
+        losses, slopes = losses + more, slopes + steeper
+    return losses, slopes
+
+
+def sigmoid_backward(kernels: SigmoidKernels, problem: Contrast, bias: Tensor, grad: Tensor) -> ContrastGradients:
+    """Gradients of the sum over all ranks' losses, as above."""
+    g_z0, g_z1, g_masks, g_inverse = kernels.backward(problem, bias, grad)
+    ring = _Ring(problem)
+    abroad: Tensor | None = None
+    distance = 0
+    for step, block in ring.blocks():
+        g_anchors, met, *g_shared = kernels.backward(_with_visitors(problem, block, ring, step), bias, grad)
+        assert met is not None
+        g_z0, g_masks, g_inverse = g_z0 + g_anchors, g_masks + g_shared[0], g_inverse + g_shared[1]
+        abroad = met if abroad is None else ring.shift(abroad, distance, step.distance).add_(met)
+        distance = step.distance
+    assert g_z1 is not None
+    if abroad is not None:
+        g_z1 = g_z1 + ring.shift(abroad, distance, 0)
+    return ContrastGradients(g_z0, g_z1, g_masks, g_inverse)
+
+
+def _with_visitors(problem: Contrast, block: Tensor, ring: "_Ring", step: _Step) -> Contrast:
+    """Candidates from another rank, with their sample ids."""
+    assert problem.sample1 is not None
+    return problem._replace(z1=block, sample1=ring.shift(problem.sample1, 0, step.distance))
 
 
 def _with_strangers(problem: Contrast, block: Tensor, step: _Step) -> Contrast:

@@ -27,7 +27,7 @@ def forward(problem: Contrast) -> Contrasted:
 
 
 def backward(problem: Contrast, grads: Both, lse: Both) -> ContrastGradients:
-    total = _new_gradients(problem)
+    total = new_gradients(problem)
     for part in _parts(problem):
         part.add_gradients(total, part.of(grads), part.of(lse))
     return total
@@ -35,7 +35,7 @@ def backward(problem: Contrast, grads: Both, lse: Both) -> ContrastGradients:
 
 def fused(problem: Contrast, weights: tuple[float, float]) -> tuple[Both, ContrastGradients]:
     """The scores are computed once where they may be kept."""
-    out, total = _new_outputs(problem), _new_gradients(problem)
+    out, total = _new_outputs(problem), new_gradients(problem)
     for part in _parts(problem):
         part.scores.keep()
         statistics = part.scores.statistics()
@@ -98,77 +98,98 @@ class _Side(NamedTuple):
         return raw if dims is None else raw.index_select(1, dims)
 
 
-class _Part(NamedTuple):
-    """The share of the work of one row of the masks: which samples, and the packed sides."""
+class Packed(NamedTuple):
+    """What one row of the masks has to do with: its samples, and the packed sides."""
 
     r: int
     samples: Tensor | None  # None: all
-    scores: Scores
     sides: tuple[_Side, _Side]
 
-    def of(self, both: Both) -> Some:
-        if self.samples is not None:
-            return both[0][self.samples], None
-        return both[0][:, self.r], both[1][:, self.r] if self.scores.form.both_ways else None
+    def of(self, x: Tensor) -> Tensor:
+        return x[:, self.r] if self.samples is None else x[self.samples]
 
-    def store(self, out: Contrasted, statistics: Statistics) -> None:
-        for room, both in zip(out, statistics, strict=True):
-            for side, value in zip(room, both, strict=True):
-                if value is not None and self.samples is None:
-                    side[:, self.r] = value
-                elif value is not None:
-                    side[self.samples] = value
+    def store(self, room: Tensor, value: Tensor, rows: slice = slice(None)) -> None:
+        if self.samples is None:
+            room[rows, self.r] = value
+        else:
+            room[self.samples[rows]] = value
 
-    def add_gradients(self, total: ContrastGradients, grads: Some, lse: Some) -> None:
-        (anchors, candidates), scores = self.sides, self.scores
-        g_anchors, g_candidates = scores.gradients(grads, lse)
+    def unpack(self, g_anchors: Tensor, g_candidates: Tensor, scale: float, total: ContrastGradients) -> None:
+        """Add what gradients of the packed sides mean for the embeddings, the mask and the temperature."""
+        anchors, candidates = self.sides
         g_raw, g_mask = total.z0 if total.z1 is None else total.z1, total.masks[self.r]
-        along = candidates.unpack(g_candidates, scores.scale, g_raw, g_mask)
-        if scores.form.symmetric:
+        along = candidates.unpack(g_candidates, scale, g_raw, g_mask)
+        if anchors is candidates:
             along = along / 2  # each pair stands there twice
         elif self.samples is None:
-            anchors.unpack(g_anchors, scores.scale, total.z0, g_mask)
+            anchors.unpack(g_anchors, scale, total.z0, g_mask)
         else:
             own = torch.zeros_like(anchors.raw)
-            anchors.unpack(g_anchors, scores.scale, own, g_mask)
+            anchors.unpack(g_anchors, scale, own, g_mask)
             total.z0.index_add_(0, self.samples, own)
         total.inverse_temperature.add_(along)
 
 
-def _parts(problem: Contrast) -> Iterator[_Part]:
-    masks, row, sample0 = problem.masks, problem.row, problem.sample0
+class _Part(NamedTuple):
+    """The share of the work of one row of the masks."""
+
+    packed: Packed
+    scores: Scores
+
+    def of(self, both: Both) -> Some:
+        return self.packed.of(both[0]), both[1][:, self.packed.r] if self.scores.form.both_ways else None
+
+    def store(self, out: Contrasted, statistics: Statistics) -> None:
+        for room, both in zip(out, statistics, strict=True):
+            for side, value in zip(room, both, strict=True):
+                if value is not None:
+                    self.packed.store(side, value)
+
+    def add_gradients(self, total: ContrastGradients, grads: Some, lse: Some) -> None:
+        self.packed.unpack(*self.scores.gradients(grads, lse), self.scores.scale, total)
+
+
+def pack(problem: Contrast) -> Iterator[Packed]:
+    """Both sides under each row of the masks that some anchor reads."""
+    masks, row = problem.masks, problem.row
     alone = problem.z1 is None
-    sample1 = sample0 if problem.sample1 is None else problem.sample1
-    scale = float(problem.inverse_temperature)
     raw0 = problem.z0.to(wide(problem.z0.dtype))
     raw1 = raw0 if alone else problem.candidates.to(raw0.dtype)
     poison0 = (0 * raw0).sum(1)  # NaN where a sample is not finite, were it in a dimension that no mask keeps
     poison1 = poison0 if alone else (0 * raw1).sum(1)
-    workspace = Workspace(raw0)
-    everyone = torch.arange(len(raw0), device=raw0.device)
-    groups = [(r, everyone) for r in range(len(masks))]
-    if row is None:
-        pairs = _positives(sample0, sample1, everyone if alone else None)
-    else:
+    groups: list[tuple[int, Tensor | None]] = [(r, None) for r in range(len(masks))]
+    if row is not None:
         split = torch.split(row.argsort(stable=True), row.bincount().tolist())
         groups = [(r, samples) for r, samples in enumerate(split) if len(samples)]
     for r, samples in groups:
-        candidates = _Side.pack(raw1, poison1, masks[r])
-        if alone:
-            anchors = candidates if row is None else candidates.only(samples)
-        elif row is None:
-            anchors = _Side.pack(raw0, poison0, masks[r])
-        else:
+        anchors = candidates = _Side.pack(raw1, poison1, masks[r])
+        if alone and samples is not None:
+            anchors = candidates.only(samples)
+        elif not alone and samples is not None:
             anchors = _Side.pack(raw0[samples], poison0[samples], masks[r])
+        elif not alone:
+            anchors = _Side.pack(raw0, poison0, masks[r])
+        yield Packed(r, samples, (anchors, candidates))
+
+
+def _parts(problem: Contrast) -> Iterator[_Part]:
+    sample0, scale = problem.sample0, float(problem.inverse_temperature)
+    sample1 = sample0 if problem.sample1 is None else problem.sample1
+    alone, workspace = problem.z1 is None, Workspace(problem.z0.new_empty(0, dtype=wide(problem.z0.dtype)))
+    everyone = torch.arange(len(sample0), device=sample0.device)
+    if problem.row is None:
+        pairs = positives(sample0, sample1, everyone if alone else None)
+    for packed in pack(problem):
+        samples = everyone if packed.samples is None else packed.samples
         itself = samples if alone else None
-        if row is not None:
-            pairs = _positives(sample0[samples], sample1, itself)
+        if packed.samples is not None:
+            pairs = positives(sample0[samples], sample1, itself)
         form = Form(itself, problem.both_ways, problem.symmetric)
-        scores = Scores((anchors.unit, candidates.unit), scale, pairs, form, workspace)
-        yield _Part(r, None if row is None else samples, scores, (anchors, candidates))
+        units = packed.sides[0].unit, packed.sides[1].unit
+        yield _Part(packed, Scores(units, scale, pairs, form, workspace))
 
 
-def _positives(sample0: Tensor, sample1: Tensor, own: Tensor | None) -> tuple[Tensor, Tensor]:
+def positives(sample0: Tensor, sample1: Tensor, own: Tensor | None) -> tuple[Tensor, Tensor]:
     """Every (anchor, candidate) of one sample, but for an anchor's own place; by ascending anchor."""
     ordered, order = sample1.sort(stable=True)
     low = torch.searchsorted(ordered, sample0)
@@ -182,14 +203,18 @@ def _positives(sample0: Tensor, sample1: Tensor, own: Tensor | None) -> tuple[Te
     return anchor[other], candidate[other]
 
 
+def new_losses(problem: Contrast, of_candidates: bool = False) -> Tensor:
+    size = len(problem.z0) if not of_candidates else len(problem.candidates) if problem.both_ways else 0
+    shape = (size, len(problem.masks)) if problem.row is None else (size,)
+    return torch.empty(shape, dtype=wide(problem.z0.dtype), device=problem.z0.device)
+
+
 def _new_outputs(problem: Contrast) -> Contrasted:
-    shape = (len(problem.z0), len(problem.masks)) if problem.row is None else (len(problem.z0),)
-    other = (len(problem.candidates) if problem.both_ways else 0, *shape[1:])
-    like = torch.empty(0, dtype=wide(problem.z0.dtype), device=problem.z0.device)
-    return Contrasted((like.new_empty(shape), like.new_empty(other)), (like.new_empty(shape), like.new_empty(other)))
+    losses, lse = ((new_losses(problem), new_losses(problem, of_candidates=True)) for _ in range(2))
+    return Contrasted(losses, lse)
 
 
-def _new_gradients(problem: Contrast) -> ContrastGradients:
+def new_gradients(problem: Contrast) -> ContrastGradients:
     z0, z1, masks, inverse_temperature = problem[:4]
     new = torch.zeros(0, dtype=wide(z0.dtype), device=z0.device)
     g_z1 = None if z1 is None else new.new_zeros(z1.shape)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-_BLOCK = {"cpu": 1 << 20, "cuda": 1 << 24}  # scores in a block
+BLOCK = {"cpu": 1 << 20, "cuda": 1 << 24}  # scores in a block
 _CACHED = 1 << 24  # scores of one mask that may be kept from the first pass to the second
 _SAFE = 70.0  # up to this inverse temperature exp(score) and its sums stay well inside float32
 
@@ -61,7 +61,7 @@ class Scores:
         self.row_count, self.column_count = (
             index.bincount(minlength=size).to(anchors.dtype) for index, size in zip(pairs, self.shape, strict=True)
         )
-        height = min(max(_BLOCK.get(anchors.device.type, _BLOCK["cuda"]) // self.shape[1], 16), self.shape[0])
+        height = min(max(BLOCK.get(anchors.device.type, BLOCK["cuda"]) // self.shape[1], 16), self.shape[0])
         self.rows = [slice(row, min(row + height, self.shape[0])) for row in range(0, self.shape[0], height)]
         bounds = torch.searchsorted(pairs[0], torch.tensor([r.start for r in self.rows[1:]], device=pairs[0].device))
         splits = [index.tensor_split(bounds.cpu()) for index in pairs]

@@ -13,24 +13,28 @@ EPS = 1e-12  # that of F.normalize
 def losses(problem: Contrast) -> Both:
     """``logsumexp_j s_ij - mean_{j positive} s_ij``; NaN for an anchor without a positive."""
     sample1 = problem.sample0 if problem.sample1 is None else problem.sample1
-    z0, z1 = widen(problem.z0, problem.candidates)
+    z0 = problem.z0
     positive = problem.sample0[:, None] == sample1
     itself = torch.eye(len(z0), dtype=torch.bool, device=z0.device) if problem.z1 is None else None
     if itself is not None:
         positive = positive & ~itself
-    inverse_temperature = problem.inverse_temperature
-    if problem.row is not None:
-        own = F.embedding(problem.row, problem.masks)
-        scores = [_scores(z0 * own, z1, inverse_temperature, own)]
-    else:
-        scores = [_scores(z0 * mask, z1 * mask, inverse_temperature) for mask in problem.masks]
+    of_rows = scores(problem)
     if itself is not None:
-        scores = [score.masked_fill(itself, -torch.inf) for score in scores]
-    of_anchors = [_loss(score, positive, 1) for score in scores]
+        of_rows = [score.masked_fill(itself, -torch.inf) for score in of_rows]
+    of_anchors = [_loss(score, positive, 1) for score in of_rows]
     if problem.row is not None:
-        return of_anchors[0], z0.new_empty(0)
-    of_candidates = [_loss(score, positive, 0) if problem.both_ways else z0.new_empty(0) for score in scores]
+        return of_anchors[0], of_anchors[0].new_empty(0)
+    of_candidates = [_loss(score, positive, 0) if problem.both_ways else score.new_empty(0) for score in of_rows]
     return torch.stack(of_anchors, 1), torch.stack(of_candidates, 1)
+
+
+def scores(problem: Contrast) -> list[Tensor]:
+    """Those under every row of the masks, or, with ``row``, under each anchor's own."""
+    z0, z1 = widen(problem.z0, problem.candidates)
+    if problem.row is None:
+        return [_scores(z0 * mask, z1 * mask, problem.inverse_temperature) for mask in problem.masks]
+    own = F.embedding(problem.row, problem.masks)
+    return [_scores(z0 * own, z1, problem.inverse_temperature, own)]
 
 
 def _scores(x0: Tensor, z1: Tensor, inverse_temperature: Tensor, own: Tensor | None = None) -> Tensor:

@@ -18,15 +18,15 @@ from mast_ops.kernels.contract import Both, Contrast, Contrasted, ContrastGradie
 from mast_ops.kernels.triton import contrast_kernels as kernels
 from mast_ops.kernels.triton._launch import FEW, TILE, Launch, depth, launch, on, precision, readable, split
 
-_MOST_SPLITS = 8  # of the gradient of packed rows, which is as large as z
+MOST_SPLITS = 8  # of the gradient of packed rows, which is as large as z
 
 
 def forward(problem: Contrast) -> Contrasted:
     with on(problem.z0):
-        plan = _Plan(problem)
+        plan = Plan(problem)
         anchors, candidates, tile = plan.anchors, plan.candidates, plan.launch("logsumexp")
         n, c, row_tiles = len(anchors.order), len(candidates.order), triton.cdiv(len(anchors.order), tile.rows)
-        splits, span = split(c, tile.columns, row_tiles, FEW, _MOST_SPLITS)
+        splits, span = split(c, tile.columns, row_tiles, FEW, MOST_SPLITS)
         row_lse, row_sum = plan.empty(2, problem.num_rows, splits, n).unbind()
         if problem.both_ways:
             column_lse, column_sum = plan.empty(2, plan.r, c).unbind()
@@ -56,16 +56,16 @@ def forward(problem: Contrast) -> Contrasted:
 def backward(problem: Contrast, grads: Both, lse: Both) -> ContrastGradients:
     z0, z1, masks, inverse_temperature = problem[:4]
     with on(z0):
-        plan = _Plan(problem)
+        plan = Plan(problem)
         # Weights of the scores in half precision must neither vanish nor overflow: the largest loss weighs 4096.
         peak = grads[0].abs().amax(0)
         if problem.both_ways:
             peak = torch.maximum(peak, grads[1].abs().amax(0))
         unit = peak.float().clamp_min(1e-30) / 4096
-        rows = _Direction.of(grads[0] / unit, lse[0], plan.positives(0), plan.anchors.order)
+        rows = Direction.of(grads[0] / unit, lse[0], plan.positives(0), plan.anchors.order)
         other = rows if problem.symmetric else None
         if problem.both_ways:
-            other = _Direction.of(grads[1] / unit, lse[1], plan.positives(1), plan.candidates.order)
+            other = Direction.of(grads[1] / unit, lse[1], plan.positives(1), plan.candidates.order)
 
         factor = (unit * inverse_temperature).expand(plan.r)
         g_z0 = torch.zeros(z0.shape, dtype=torch.float32, device=z0.device)
@@ -90,7 +90,7 @@ def fused(problem: Contrast, weights: tuple[float, float]) -> tuple[Both, Contra
 
 
 @dataclass
-class _Direction:
+class Direction:
     """One direction's losses, sorted, (R or 1, N): logsumexp in units of log2, gradient, its share a positive."""
 
     lse: Tensor
@@ -98,7 +98,7 @@ class _Direction:
     share: Tensor
 
     @classmethod
-    def of(cls, grad: Tensor, lse: Tensor, positives: Tensor, order: Tensor) -> "_Direction":
+    def of(cls, grad: Tensor, lse: Tensor, positives: Tensor, order: Tensor) -> "Direction":
         lse, pull = (x.reshape(len(order), -1)[order].T.contiguous() for x in (lse * kernels.LOG2E.value, grad))
         return cls(lse, pull, pull / positives)
 
@@ -119,11 +119,11 @@ class _Side:
     inverse_norm: Tensor
 
 
-class _Plan:
+class Plan:
     """What forward and backward share: sorted rows, intervals of positives, kept dimensions of every mask."""
 
-    def __init__(self, problem: Contrast) -> None:
-        self.problem = problem
+    def __init__(self, problem: Contrast, bias: Tensor | None = None) -> None:
+        self.problem, self.bias = problem, bias
         self.masks, self.device = problem.masks.contiguous(), problem.z0.device
         self.r, self.d = self.masks.shape
         self.kept = (self.masks == 0).int().argsort(dim=1, stable=True).int()
@@ -184,7 +184,7 @@ class _Plan:
         self,
         r: int,
         swapped: bool,
-        directions: tuple[_Direction | None, _Direction | None],
+        directions: tuple[Direction | None, Direction | None],
         factor: Tensor,
         g_z: Tensor,
     ) -> tuple[Tensor, Tensor]:
@@ -195,12 +195,12 @@ class _Plan:
         side, across = (self.candidates, self.anchors) if swapped else (self.anchors, self.candidates)
         tile, pack = self.launch("gradient"), launch("pack", self.dtype)
         row_tiles, slices = triton.cdiv(len(side.order), tile.rows), self.width // self.depth.slice
-        splits, span = split(len(across.order), tile.columns, row_tiles * slices, FEW, _MOST_SPLITS)
+        splits, span = split(len(across.order), tile.columns, row_tiles * slices, FEW, MOST_SPLITS)
         grad = self.empty(splits, *side.packed.shape)
         none = (None, None, None)
         kernels.gradient[row_tiles, slices, splits](
             side.packed, across.packed, side.bounds[r], across.bounds[r], self.count[r],
-            self.low, self.high, self.itself, self.problem.inverse_temperature,
+            self.low, self.high, self.itself, self.problem.inverse_temperature, self.bias,
             *(x for direction in directions for x in (none if direction is None else direction.at(r))), grad,
             self.width, span, grad[0].numel(),
             swapped, precision(self.dtype), tile.rows, tile.columns, *self.depth[:2], self.depth.is_whole,

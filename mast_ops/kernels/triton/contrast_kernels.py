@@ -149,7 +149,7 @@ def logsumexp(
 
 @_kernel
 def gradient(
-    a, b, row_bounds, column_bounds, count, low, high, itself, inverse_temperature,
+    a, b, row_bounds, column_bounds, count, low, high, itself, inverse_temperature, bias,
     row_lse, row_pull, row_share, column_lse, column_pull, column_share, grad,
     width, span, part,
     SWAPPED: tl.constexpr, PRECISION: tl.constexpr,
@@ -158,7 +158,8 @@ def gradient(
     """``grad = W b`` for a tile of rows and a slice of dimensions, W the gradient of the scores, made anew.
 
     The rows are anchors and b holds candidates, or the reverse when ``SWAPPED``. ``row_lse`` is there when the
-    rows' own losses count, ``column_lse`` when those of the other side do.
+    rows' own losses count, ``column_lse`` when those of the other side do. With ``bias`` these are sigmoids, and the
+    logsumexps are not read.
     """
     row_first, column_first = tl.load(row_bounds), tl.load(column_bounds)
     total_m, total_n = tl.load(row_bounds + 1) - row_first, tl.load(column_bounds + 1) - column_first
@@ -179,6 +180,8 @@ def gradient(
             own_first, own_last = tl.load(itself + row_first + start_m), tl.load(itself + last)
 
     scale = tl.load(inverse_temperature) * LOG2E
+    if bias is not None:
+        offset = tl.load(bias) * LOG2E
     inner, outer = tl.arange(0, BLOCK_D), start_s + tl.arange(0, SLICE)
     a += rows.to(tl.int64)[:, None] * width + inner[None, :]
     if WHOLE:
@@ -196,11 +199,13 @@ def gradient(
             score = _scores(a, b_rows + inner[None, :], depth, BLOCK_M, BLOCK_N, BLOCK_D, PRECISION) * scale
 
         weight = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+        if bias is not None:
+            score = 1 / (1 + tl.exp2(-score - offset))
         if row_lse is not None:
-            weight += pull[:, None] * tl.exp2(score - lse[:, None])
+            weight += pull[:, None] * (tl.exp2(score - lse[:, None]) if bias is None else score)
         if column_lse is not None:
             lse_n, pull_n = tl.load(column_lse + column_place), tl.load(column_pull + column_place)
-            weight += pull_n[None, :] * tl.exp2(score - lse_n[None, :])
+            weight += pull_n[None, :] * (tl.exp2(score - lse_n[None, :]) if bias is None else score)
 
         if SWAPPED:
             position, here, block = rows[:, None], start_m, BLOCK_M

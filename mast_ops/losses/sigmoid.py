@@ -1,0 +1,80 @@
+import math
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import override
+
+from mast_ops._checks import check_positive
+from mast_ops.functional.sigmoid import sigmoid
+from mast_ops.losses._base import SubspaceLoss, Terms, View, pairs_of
+from mast_ops.ops import Backend
+from mast_ops.pairs import Pairs
+from mast_ops.run import Run
+
+
+class SubspaceSigmoidLoss(SubspaceLoss):
+    """SigLIP's pairwise sigmoid loss inside every subspace, averaged over samples and subspaces.
+
+    Every pair of a first view and a second view is asked by itself whether both show one sample. No softmax ties the
+    candidates of an anchor together. With K = 1 and a mask of ones it equals open_clip's ``SigLipLoss`` on embeddings
+    of unit length. Predicted variances are not used.
+
+    The call takes one argument more, ``sample``: (N,) int64, what each pair shows. Pairs of one sample, or of one
+    class, are positives of one another, on all ranks. By default each pair is alone with its sample.
+
+    Args:
+        scale: Start of what multiplies the cosines; 10 as in the paper. It is learned, by its logarithm ``log_scale``.
+        bias: Start of what is added to them, learned as well; -10 as in the paper, since most pairs are negatives.
+        gather_distributed: Whether the batch is that of all ranks, see :class:`mast_ops.losses.SubspaceLoss`.
+        backend: What computes it, see :data:`mast_ops.ops.Backend`.
+        sensitivity_param: Weight of the sensitivity of what masks leave out, see :class:`mast_ops.losses.SubspaceLoss`;
+            5 as in :class:`mast_ops.SubspaceNTXentLoss`. It was not measured for this loss.
+
+    Raises:
+        ValueError, TypeError: ``scale`` is not a positive number, ``bias`` is not a finite one, or ``backend`` is
+            unknown. On call: arguments that disagree.
+
+    Source: SigLIP (Zhai et al. 2023, arXiv 2303.15343), algorithm 1; the masked form is ours.
+
+    Example:
+        >>> import torch
+        >>> from mast_ops import SubspaceSigmoidLoss
+        >>> z = torch.eye(4)
+        >>> SubspaceSigmoidLoss(scale=10.0, bias=-5.0)(z, z, masks=torch.ones(2, 4)).detach().round(decimals=4)
+        tensor(0.0269)
+    """
+
+    def __init__(
+        self,
+        scale: float = 10.0,
+        bias: float = -10.0,
+        *,
+        gather_distributed: bool = False,
+        backend: Backend = "auto",
+        sensitivity_param: float = 5.0,
+    ) -> None:
+        super().__init__(gather_distributed=gather_distributed, backend=backend, sensitivity_param=sensitivity_param)
+        check_positive("scale", scale)
+        if not math.isfinite(bias):
+            raise ValueError(f"bias: got {bias}, wanted a finite number")
+        self.log_scale = nn.Parameter(torch.tensor(math.log(scale)))
+        self.bias = nn.Parameter(torch.tensor(float(bias)))
+
+    @override
+    def forward(  # type: ignore[override]  # one argument more, by keyword
+        self,
+        out0: View,
+        out1: View,
+        *,
+        masks: Tensor | None = None,
+        kinds: Tensor | None = None,
+        kind: Tensor | None = None,
+        return_components: bool = False,
+        sample: Tensor | None = None,
+    ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
+        pairs = pairs_of(out0, out1, masks=masks, kinds=kinds, kind=kind, sample=sample)
+        return self.of_pairs(pairs, return_components)
+
+    @override
+    def terms(self, pairs: Pairs, run: Run) -> Terms:
+        return {"sigmoid": (1.0, sigmoid(pairs, run, scale=self.log_scale.exp(), bias=self.bias))}
