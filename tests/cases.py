@@ -74,6 +74,22 @@ def scalar_weighted(outputs: tuple[Tensor, ...], seed: int = 7) -> Tensor:
     return total  # type: ignore[return-value]
 
 
+LAYOUTS = ("transposed", "strided", "expanded", "offset")
+
+
+def laid(x: Any, layout: str) -> Any:
+    """The same shape and, but for "expanded", the same values, in memory in another way."""
+    if not isinstance(x, Tensor) or x.numel() == 0:
+        return x
+    if layout == "expanded":
+        return x[:1].expand_as(x) if x.dim() else x
+    if layout == "transposed" and x.dim() == 2:
+        return x.T.contiguous().T
+    if layout == "offset":
+        return torch.cat([x.new_zeros(3).to(x.dtype), x.reshape(-1)])[3:].view(x.shape)
+    return torch.stack([x, torch.zeros_like(x)], -1)[..., 0]
+
+
 def make_cases(
     n: int, d: int, r: int, dtype: torch.dtype = torch.float64, seed: int = 0, device: str = "cpu", density: float = 1.0
 ) -> list[Case]:

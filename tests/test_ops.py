@@ -6,7 +6,7 @@ import os
 
 import pytest
 import torch
-from cases import NAMES, Case, learned, make_case, make_cases, scalar_weighted, tensors
+from cases import LAYOUTS, NAMES, Case, laid, learned, make_case, make_cases, scalar_weighted, tensors
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils import _pytree as pytree
@@ -17,6 +17,7 @@ from mast_ops.kernels.chunked import pairs as chunked_pairs
 from mast_ops.kernels.chunked import scores as chunked_scores
 from mast_ops.ops import Contrast, Gap, Table
 
+CUDA = torch.cuda.is_available()
 SHAPES = [(2, 1, 1), (5, 7, 3), (67, 128, 15), (33, 7, 64), (9, 1000, 3), (3, 8192, 2)]
 
 
@@ -98,27 +99,29 @@ def test_any_shape(seed, n, d, k, name):
     assert_same(make_case(name, n, d, k, seed=seed, density=0.6), "chunked")
 
 
-@pytest.mark.parametrize("form", ["transposed", "sliced", "expanded", "one value"])
+@pytest.mark.parametrize("backend", ["chunked", "triton"])
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("name", NAMES)
-def test_any_strides(name, form):
-    case = make_case(name, 6, 6, 3)
-
-    def with_strides(x):
-        if not isinstance(x, torch.Tensor) or x.dim() < 2 or 1 in x.shape:
-            return x
-        return {
-            "transposed": lambda: x.T.contiguous().T,
-            "sliced": lambda: torch.cat([x, x], 1)[:, : x.shape[1]],
-            "expanded": lambda: x[:1].expand_as(x),
-            "one value": lambda: x[:1, :1].expand_as(x),
-        }[form]()
-
-    fused = case.arguments = pytree.tree_map(with_strides, case.arguments)
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy's, under Triton's interpreter
+def test_any_layout_of_any_argument(name, layout, backend):
+    """Of embeddings, masks, indices, scales, and of the gradients that come from above."""
+    if backend == "triton":
+        pytest.importorskip("triton")
+    dtype, tolerance = (torch.float64, 1e-9) if backend == "chunked" else (torch.float32, 1e-4)
+    case = make_case(name, 6, 6, 3, dtype=dtype, device="cuda" if CUDA and backend == "triton" else "cpu")
+    fused = case.arguments = pytree.tree_map(lambda x: laid(x, layout), case.arguments)
     for x in tensors(fused):
         x.requires_grad_(x.is_floating_point())
-    got, wanted = case.fused(*fused), case.plain(*case.leaves())
-    torch.testing.assert_close(got, wanted, rtol=1e-9, atol=1e-9)
-    assert all(grad is None or grad.isfinite().all() for grad in gradients(got, fused))
+    plain = case.leaves()
+    got, wanted = case.fused(*fused, backend=backend), case.plain(*plain)
+    torch.testing.assert_close(got, wanted, rtol=tolerance, atol=tolerance)
+    got, wanted = zip(*((x, y) for x, y in zip(got, wanted, strict=True) if y.requires_grad), strict=True)
+    above = [laid(torch.randn_like(out), layout) for out in got]
+    ours = torch.autograd.grad(got, learned(fused), above, allow_unused=True)
+    theirs = torch.autograd.grad(wanted, learned(plain), above, allow_unused=True)
+    for grad, expected in zip(ours, theirs, strict=True):
+        if grad is not None and expected is not None:
+            torch.testing.assert_close(grad, expected, rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
@@ -172,8 +175,9 @@ def test_what_is_not_finite_shows_even_where_no_mask_looks(name, bad):
 SCHEMA_TESTS = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
 
 
+@pytest.mark.parametrize("layout", [None, *LAYOUTS])
 @pytest.mark.parametrize("name", NAMES)
-def test_opcheck(name):
+def test_opcheck(name, layout):
     """What torch asks of an operator, of each one and of its gradient, with the arguments they are really called by."""
     case = make_case(name, 5, 4, 2, dtype=torch.float32)
     calls = []
@@ -184,7 +188,9 @@ def test_opcheck(name):
                 calls.append((func, copy.copy(args)))
             return func(*args, **(kwargs or {}))
 
-    arguments = case.leaves()
+    arguments = case.arguments = pytree.tree_map(lambda x: laid(x, layout) if layout else x, case.arguments)
+    for x in tensors(arguments):
+        x.requires_grad_(x.is_floating_point())
     with Record():
         gradients(case.fused(*arguments), arguments)
     assert calls
@@ -194,6 +200,8 @@ def test_opcheck(name):
         )
         backward = operator._opname.endswith("_backward")
         tests = SCHEMA_TESTS[:3] if backward else SCHEMA_TESTS  # a gradient of a gradient is refused
+        if layout:
+            tests = ("test_faketensor",)  # strides of what comes out
         torch.library.opcheck(operator, leaves, test_utils=tests)
 
 

@@ -191,6 +191,7 @@ def _parts(problem: Contrast) -> Iterator[_Part]:
 
 def positives(sample0: Tensor, sample1: Tensor, own: Tensor | None) -> tuple[Tensor, Tensor]:
     """Every (anchor, candidate) of one sample, but for an anchor's own place; by ascending anchor."""
+    sample0 = sample0.contiguous()  # as searchsorted wants it
     ordered, order = sample1.sort(stable=True)
     low = torch.searchsorted(ordered, sample0)
     count = torch.searchsorted(ordered, sample0, right=True) - low
@@ -219,5 +220,5 @@ def new_gradients(problem: Contrast) -> ContrastGradients:
     new = torch.zeros(0, dtype=wide(z0.dtype), device=z0.device)
     g_z1 = None if z1 is None else new.new_zeros(z1.shape)
     return ContrastGradients(
-        new.new_zeros(z0.shape), g_z1, torch.zeros_like(masks), torch.zeros_like(inverse_temperature)
+        new.new_zeros(z0.shape), g_z1, new.new_zeros(masks.shape), new.new_zeros(inverse_temperature.shape)
     )

@@ -28,8 +28,8 @@ def off_diagonal_backward(
     """Gradients of x, y and squared. Over ranks, those of the sum of all ranks' values: each of them depends on the
     own x and y, and on a copy of squared that is the other rank's."""
     other = x if y is None else y
-    g_x, g_squared = torch.zeros_like(x), torch.zeros_like(squared)
-    g_other = g_x if y is None else torch.zeros_like(y)
+    g_x, g_squared = x.new_zeros(x.shape), squared.new_zeros(squared.shape)
+    g_other = g_x if y is None else y.new_zeros(y.shape)
     weighted = squared * grad[:, None]
     everyone = weighted if reduce is None else squared * reduce(grad.clone())[:, None]
     for rows, cols, block in _blocks(x, y, reduce):

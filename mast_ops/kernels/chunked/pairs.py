@@ -105,7 +105,7 @@ class _Masks:
         return self.squared.new_zeros(len(z), len(self.squared) if self.row is None else 1)
 
     def new_gradient(self) -> Tensor:
-        return torch.zeros_like(self.squared)
+        return self.squared.new_zeros(self.squared.shape)
 
     def as_pooled(self, grad: Tensor) -> Tensor:
         return F.pad(grad, (0, len(self.squared) - self.count)) if self.row is None else grad[:, None]

@@ -44,7 +44,12 @@ class Likelihood(NamedTuple):
         if gap.log_variance is None or gap.scale is None:
             return cls(None, None, (0, 0))
         (log_variance,) = readable(gap.log_variance)
-        return cls(log_variance, gap.scale.contiguous(), (log_variance.stride(0), log_variance.stride(1)))
+        return cls(log_variance, dense(gap.scale), (log_variance.stride(0), log_variance.stride(1)))
+
+
+def dense(x: Tensor | None) -> Tensor | None:
+    """Small tensors are read one element after the other."""
+    return None if x is None else x.contiguous()
 
 
 def new_like(z: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from mast_ops.kernels.contract import Gap
 from mast_ops.kernels.triton._launch import MANY, on, pairs_launch, power, precision, readable, split
-from mast_ops.kernels.triton._tiles import Likelihood, in_dtype_of, new_like, product, read
+from mast_ops.kernels.triton._tiles import Likelihood, dense, in_dtype_of, new_like, product, read
 
 
 @triton.jit
@@ -75,7 +75,7 @@ def gap_sums(gap: Gap, num_rows: int, row: Tensor | None) -> Tensor:
     out = z0.new_empty(splits, groups, d, dtype=torch.float32)
     with on(z0):
         _gap_sums[triton.cdiv(d, tile.columns), splits](
-            z0, z1, *variance[:2], row, out, n, groups, d, span, *z0.stride(), *z1.stride(), *variance.strides,
+            z0, z1, *variance[:2], dense(row), out, n, groups, d, span, *z0.stride(), *z1.stride(), *variance.strides,
             precision(z0.dtype), tile.rows, power(groups), tile.columns, **tile.options,
         )  # fmt: skip
     return out.sum(0)
@@ -89,7 +89,7 @@ def gap_sums_backward(grad: Tensor, gap: Gap, row: Tensor | None) -> tuple[Tenso
     g_variance = None if variance.log_variance is None else new_like(variance.log_variance)
     with on(z0):
         _gap_sums_backward[triton.cdiv(n, tile.rows), triton.cdiv(d, tile.columns)](
-            grad.contiguous(), z0, z1, *variance[:2], row, g_z0, g_z1, g_variance,
+            dense(grad), z0, z1, *variance[:2], dense(row), g_z0, g_z1, g_variance,
             n, d, *z0.stride(), *z1.stride(), *variance.strides, tile.rows, tile.columns, **tile.options,
         )  # fmt: skip
     return g_z0.to(gap.z0.dtype), g_z1.to(gap.z1.dtype), in_dtype_of(gap.log_variance, g_variance)

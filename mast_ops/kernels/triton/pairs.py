@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mast_ops.kernels.contract import Gap, Table
 from mast_ops.kernels.triton._launch import MANY, on, pairs_launch, power, precision, readable, split
-from mast_ops.kernels.triton._tiles import Likelihood, in_dtype_of, new_like, product, read
+from mast_ops.kernels.triton._tiles import Likelihood, dense, in_dtype_of, new_like, product, read
 from mast_ops.kernels.triton.gap_sums import gap_sums, gap_sums_backward
 
 __all__ = ["distance", "distance_backward", "gap_sums", "gap_sums_backward", "products", "products_backward"]
@@ -191,7 +191,7 @@ def distance(gap: Gap, table: Table) -> Tensor:
     out = z0.new_empty(splits, *((n, r) if row is None else (n,)), dtype=torch.float32)
     with on(z0):
         _distance[triton.cdiv(n, tile.rows), splits](
-            z0, z1, table.squared.contiguous(), *variance[:2], row, out,
+            z0, z1, dense(table.squared), *variance[:2], dense(row), out,
             n, r, d, span, *z0.stride(), *z1.stride(), *variance.strides,
             precision(z0.dtype), tile.rows, power(r), tile.columns, **tile.options,
         )  # fmt: skip
@@ -206,7 +206,7 @@ def products(z0: Tensor, z1: Tensor, table: Table) -> tuple[Tensor, Tensor, Tens
     out = z0.new_empty(3, splits, *((n, r) if row is None else (n,)), dtype=torch.float32)
     with on(z0):
         _products[triton.cdiv(n, tile.rows), splits](
-            z0, z1, table.squared.contiguous(), row, *out, n, r, d, span, *z0.stride(), *z1.stride(),
+            z0, z1, dense(table.squared), dense(row), *out, n, r, d, span, *z0.stride(), *z1.stride(),
             precision(z0.dtype), tile.rows, power(r), tile.columns, **tile.options,
         )  # fmt: skip
     # Sums, not views of one tensor: the outputs of an operator must not share memory.
@@ -224,7 +224,7 @@ def distance_backward(grad: Tensor, gap: Gap, table: Table) -> tuple[Tensor, Ten
     g_squared = z0.new_empty(splits, r, d, dtype=torch.float32)
     with on(z0):
         _distance_backward[triton.cdiv(d, tile.columns), splits](
-            grad.contiguous(), z0, z1, table.squared.contiguous(), *variance[:2], table.row,
+            dense(grad), z0, z1, dense(table.squared), *variance[:2], dense(table.row),
             g_z0, g_z1, g_squared, g_variance, n, r, d, span, *z0.stride(), *z1.stride(), *variance.strides,
             precision(z0.dtype), tile.rows, power(r), tile.columns, **tile.options,
         )  # fmt: skip
@@ -243,7 +243,7 @@ def products_backward(
     g_squared = x0.new_empty(splits, r, d, dtype=torch.float32)
     with on(z0):
         _products_backward[triton.cdiv(d, tile.columns), splits](
-            *(grad.contiguous() for grad in grads), x0, x1, table.squared.contiguous(), table.row,
+            *map(dense, grads), x0, x1, dense(table.squared), dense(table.row),
             g_z0, g_z1, g_squared, n, r, d, span, *x0.stride(), *x1.stride(),
             precision(x0.dtype), tile.rows, power(r), tile.columns, **tile.options,
         )  # fmt: skip
