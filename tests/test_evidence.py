@@ -23,7 +23,7 @@ from benchmarks.evidence.factors import (
     truth,
 )
 from benchmarks.evidence.methods import METHODS, SUITES, canonical, make_views
-from benchmarks.evidence.train import Settings, Spaces, make_projector, train
+from benchmarks.evidence.train import Settings, Spaces, convolutions, make_projector, precision, train
 
 METHOD_OF = {f"{suite}: {name}": method for suite, methods in SUITES.items() for name, method in methods.items()}
 
@@ -119,6 +119,16 @@ def test_every_method_trains(scenes, name):
         assert trained.history[-1]["step"] == 1
 
 
+@pytest.mark.parametrize(
+    ("has", "dtype"),
+    [({"avx512_bf16": True}, "bfloat16"), ({"amx_bf16": True}, "bfloat16"), ({"avx2": True}, "float32")],
+)
+def test_convolutions_are_half_only_where_the_cpu_has_instructions_for_it(monkeypatch, has, dtype):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has)
+    with convolutions("cpu"):
+        assert torch.nn.Conv2d(1, 1, 1)(torch.ones(1, 1, 2, 2)).dtype == getattr(torch, dtype) == precision("cpu")
+
+
 def test_a_run_is_repeatable_and_methods_see_the_same_images(scenes):
     one, two = (train(METHODS["vicreg/mast"], scenes, 3, Settings(steps=2, batch=32)) for _ in range(2))
     for a, b in zip(one.backbone.parameters(), two.backbone.parameters(), strict=True):
@@ -186,7 +196,9 @@ def test_the_command_prints_tables_keeps_runs_and_draws(scenes, tmp_path, monkey
     printed = capsys.readouterr().out
     for words in ("oracle", "sharpness", " ± ", "AUROC", "rank of colour and tint", "chance"):
         assert words in printed
-    results = json.loads((tmp_path / "results.json").read_text())["results"]
+    document = json.loads((tmp_path / "results.json").read_text())
+    assert document["convolutions"] == str(precision("cpu")).removeprefix("torch.")
+    results = document["results"]
     assert set(results["methods"]["vicreg/composed"]) == {"1", "2"}
     assert {path.name for path in tmp_path.glob("*.png")} == {"probes.png", "uncertainty.png"}
     monkeypatch.setattr(runs, "_work", lambda run: pytest.fail("it was done before"))

@@ -23,7 +23,7 @@ from benchmarks import machine
 from benchmarks.evidence import report
 from benchmarks.evidence.methods import SUITES
 from benchmarks.evidence.runs import Run, execute
-from benchmarks.evidence.train import Settings
+from benchmarks.evidence.train import Settings, precision
 
 SEEDS = (10, 11, 12, 13, 14)  # none of those that the formulation was tuned on
 QUICK = r"vicreg/(composed|factorised|half|fixed|mast-uncertainty)$"
@@ -51,6 +51,7 @@ def main(argv: list[str] | None = None) -> None:
             bar.update()
     document = {
         **machine.record(args.device),
+        "convolutions": str(precision(args.device)).removeprefix("torch."),
         "command": shlex.join(["python", "-m", "benchmarks.evidence", *argv]),
         "settings": settings._asdict(),
         "seeds": args.seeds,
