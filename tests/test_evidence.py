@@ -228,3 +228,34 @@ def test_a_folder_of_images_takes_their_place(tmp_path):
     assert train_part.colors.shape == (6, 3, 14, 14)
     assert (train_part.opacity == 1).all()
     assert sorted([*train_part.labels.tolist(), *test_part.labels.tolist()]) == [0] * 4 + [1] * 4
+
+
+def test_an_image_is_as_opaque_as_its_alpha(tmp_path):
+    pytest.importorskip("skimage")
+    image = pytest.importorskip("PIL.Image")
+    (tmp_path / "ghost").mkdir()
+    for i in range(2):
+        image.new("RGBA", (14, 14), (255, 0, 0, 51)).save(tmp_path / "ghost" / f"{i}.png")
+    assert torch.allclose(data.load(tmp_path)[0].opacity, torch.tensor(0.2))
+
+
+def test_a_folder_may_have_any_number_of_classes(tmp_path, capsys):
+    pytest.importorskip("skimage")
+    image = pytest.importorskip("PIL.Image")
+    for label in range(13):
+        (tmp_path / "images" / f"{label:02}").mkdir(parents=True)
+        for i in range(6):
+            image.new("RGB", (14, 14), (40 * i, 19 * label, 90)).save(tmp_path / "images" / f"{label:02}" / f"{i}.png")
+    train_part, test_part = data.load(tmp_path / "images")
+    assert train_part.num_classes == test_part.num_classes == 13
+    out = ["--out", str(tmp_path / "out"), "--data", str(tmp_path / "images")]
+    command.main(["--seeds", "1", "--steps", "2", "--batch", "32", "--jobs", "1", "--only", "^supervised$", *out])
+    chance = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("| chance"))
+    assert float(chance.split("|")[2]) == 7.7  # one in 13
+    runs._scenes.cache_clear()
+    runs._renderings.cache_clear()
+
+
+def test_runs_on_other_images_are_other_runs():
+    kept = {runs.Run("methods", "random", 0, Settings(), folder, "out").path for folder in (None, "one", "other")}
+    assert len(kept) == 3

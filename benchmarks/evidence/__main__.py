@@ -22,7 +22,7 @@ from tqdm import tqdm
 from benchmarks import machine
 from benchmarks.evidence import report
 from benchmarks.evidence.methods import SUITES
-from benchmarks.evidence.runs import Run, execute
+from benchmarks.evidence.runs import Run, execute, num_classes
 from benchmarks.evidence.train import Settings, precision
 
 SEEDS = (10, 11, 12, 13, 14)  # none of those that the formulation was tuned on
@@ -54,6 +54,7 @@ def main(argv: list[str] | None = None) -> None:
         "convolutions": str(precision(args.device)).removeprefix("torch."),
         "command": shlex.join(["python", "-m", "benchmarks.evidence", *argv]),
         "settings": settings._asdict(),
+        "num_classes": num_classes(folder),
         "seeds": args.seeds,
         "results": report.sorted_results(results),
     }

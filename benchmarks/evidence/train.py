@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.evidence.factors import Scenes, draw, layers, render, spoil, truth
+from benchmarks.evidence.factors import Scenes, draw, layers, num_answers, render, spoil, truth
 from benchmarks.evidence.methods import Method, make_views
 from mast_ops import (
     BinaryMasks,
@@ -59,7 +59,10 @@ def train(
     model = nn.ModuleDict({"backbone": backbone, "projector": head or projector}).to(settings.device)
     if method.base == "random":
         return Trained(backbone.eval(), None, projector, [])
-    step = _STEPS[method.base](method, model, head)
+    if method.base == "supervised":
+        step = _supervised(model, num_answers(scenes.num_classes))
+    else:
+        step = _STEPS[method.base](method, model, head)
     optimizer = torch.optim.Adam(_groups(model, head, method))
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, [group["lr"] for group in optimizer.param_groups], total_steps=settings.steps
@@ -251,9 +254,8 @@ def _byol(method: Method, model: nn.ModuleDict, head: MaskedSubspaceHead | None)
     return step
 
 
-def _supervised(method: Method, model: nn.ModuleDict, head: MaskedSubspaceHead | None) -> Step:
+def _supervised(model: nn.ModuleDict, sizes: dict[str, int]) -> Step:
     """Every task's classifier on the one backbone: what these features could hold."""
-    sizes = {"class": 10, "color": 8, "orientation": 6, "position": 9, "scale": 4, "sharpness": 4}
     model["projector"] = classifiers = nn.ModuleDict({task: nn.Linear(FEATURES, n) for task, n in sizes.items()})
     classifiers.to(next(model.parameters()).device)
 
@@ -269,5 +271,4 @@ _STEPS: dict[str, Callable[[Method, nn.ModuleDict, MaskedSubspaceHead | None], S
     "vicreg": _vicreg,
     "simclr": _simclr,
     "byol": _byol,
-    "supervised": _supervised,
 }
