@@ -8,7 +8,15 @@ import torch
 
 from benchmarks.evidence import __main__ as command
 from benchmarks.evidence import data, report, runs
-from benchmarks.evidence.evaluate import Renderings, evaluate, rank_of_related, subspaces, uncertainty
+from benchmarks.evidence.evaluate import (
+    Renderings,
+    evaluate,
+    linear,
+    rank_of_related,
+    subspaces,
+    uncertainty,
+    with_earlier_layers,
+)
 from benchmarks.evidence.factors import (
     AUGMENTATIONS,
     NUM_DRAWS,
@@ -23,7 +31,7 @@ from benchmarks.evidence.factors import (
     truth,
 )
 from benchmarks.evidence.methods import METHODS, SUITES, canonical, make_views
-from benchmarks.evidence.train import Settings, Spaces, convolutions, make_projector, precision, train
+from benchmarks.evidence.train import Settings, Spaces, convolutions, make_backbone, make_projector, precision, train
 
 METHOD_OF = {f"{suite}: {name}": method for suite, methods in SUITES.items() for name, method in methods.items()}
 
@@ -139,7 +147,7 @@ def test_probes_and_insights_of_a_trained_model(scenes):
     trained = train(METHODS["vicreg/mast-uncertainty"], scenes, 0, Settings(steps=2, batch=32))
     renderings = Renderings(scenes, scenes)
     scores = evaluate(trained, renderings)
-    for kind in ("linear", "knn"):
+    for kind in ("linear", "layers", "knn"):
         assert set(scores[kind]) == set(TASKS)
         assert all(0 <= value <= 100 for value in scores[kind].values())
     said = subspaces(trained, renderings)
@@ -148,6 +156,26 @@ def test_probes_and_insights_of_a_trained_model(scenes):
     doubt = uncertainty(trained, scenes)
     assert all(-1 <= rho <= 1 for rho in doubt["spearman"].values())
     assert 0 <= doubt["auroc"] <= 1
+
+
+def test_earlier_layers_stand_beside_the_last_features():
+    backbone = make_backbone().eval()
+    x = torch.rand(5, 3, SIZE, SIZE)
+    seen = with_earlier_layers(backbone, x)
+    assert seen.shape == (5, 128 + 4 * 24 + 4 * 48)
+    assert torch.allclose(seen[:, :128], backbone(x), atol=1e-5)
+    assert torch.allclose(seen[:, 128], backbone[0](x)[:, 0, :5, :5].mean((1, 2)), atol=1e-5)
+
+
+def test_a_ridge_probe_is_scikit_learns():
+    linear_model = pytest.importorskip("sklearn.linear_model")
+    x, y = torch.randn(300, 20, generator=generator()).double(), torch.arange(300) % 7
+    x[:, 0] += y
+    x = (x - x[:200].mean(0)) / x[:200].std(0, correction=0)
+    model = linear_model.Ridge(0.003 * 200).fit(x[:200].numpy(), torch.nn.functional.one_hot(y[:200]).double().numpy())
+    wanted = 100 * float((model.predict(x[200:].numpy()).argmax(1) == y[200:].numpy()).mean())
+    assert linear(3 * x[:200] + 1, y[:200], 3 * x[200:] + 1, y[200:], "ridge") == pytest.approx(wanted)
+    assert 15 < wanted < 100
 
 
 def test_ties_count_against_related_augmentations():
@@ -180,6 +208,21 @@ def test_the_oracle_takes_the_best_subset_of_each_task():
     assert best["mean"] == pytest.approx([30, 30])
 
 
+def test_regret_is_what_is_missing_to_the_best_subset_seed_by_seed():
+    def runs_of(*color: float):
+        return {seed: {"linear": dict.fromkeys(TASKS, 10.0) | {"color": c}} for seed, c in enumerate(color)}
+
+    table = report.regret(
+        {
+            "vicreg/composed": runs_of(20.0, 30.0),
+            "vicreg/without-color": runs_of(80.0, 90.0),
+            "vicreg/mast": runs_of(75.0, 85.0),
+        }
+    ).splitlines()
+    assert len(table) == 4  # the oracle's own rows are not there
+    assert [cell.strip() for cell in table[3].split("|")[2:4]] == ["0.0 ± 0.0", "5.0 ± 0.0"]
+
+
 def test_the_same_method_is_run_once():
     assert canonical("noise", "clean, plain") == ("methods", "vicreg/mast")
     assert canonical("ablations", "no uncertainty") == ("methods", "vicreg/mast")
@@ -194,7 +237,16 @@ def test_the_command_prints_tables_keeps_runs_and_draws(scenes, tmp_path, monkey
     arguments = ["--seeds", "1", "2", "--steps", "2", "--batch", "32", "--jobs", "1", "--out", str(tmp_path)]
     command.main([*arguments, "--only", "vicreg/(composed|without-color|mast-uncertainty)$|spoiled, unc|x 10$"])
     printed = capsys.readouterr().out
-    for words in ("oracle", "sharpness", " ± ", "AUROC", "rank of colour and tint", "chance"):
+    for words in (
+        "oracle",
+        "sharpness",
+        " ± ",
+        "AUROC",
+        "rank of colour and tint",
+        "chance",
+        "earlier layers",
+        "regret",
+    ):
         assert words in printed
     document = json.loads((tmp_path / "results.json").read_text())
     assert document["convolutions"] == str(precision("cpu")).removeprefix("torch.")
@@ -249,9 +301,26 @@ def test_a_folder_may_have_any_number_of_classes(tmp_path, capsys):
     train_part, test_part = data.load(tmp_path / "images")
     assert train_part.num_classes == test_part.num_classes == 13
     out = ["--out", str(tmp_path / "out"), "--data", str(tmp_path / "images")]
-    command.main(["--seeds", "1", "--steps", "2", "--batch", "32", "--jobs", "1", "--only", "^supervised$", *out])
+    command.main(
+        [
+            "--seeds",
+            "1",
+            "--steps",
+            "2",
+            "--batch",
+            "32",
+            "--jobs",
+            "1",
+            "--only",
+            "^supervised$",
+            "--probe",
+            "ridge",
+            *out,
+        ]
+    )
     chance = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("| chance"))
     assert float(chance.split("|")[2]) == 7.7  # one in 13
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["settings"]["probe"] == "ridge"
     runs._scenes.cache_clear()
     runs._renderings.cache_clear()
 

@@ -13,6 +13,7 @@ from benchmarks.evidence.methods import SUITES
 
 _TASKS = tuple(TASKS)
 _PREFIX = {"vicreg": "VICReg: ", "simclr": "SimCLR: ", "byol": "BYOL: "}
+_LAYERS = ", with earlier layers"
 Results = dict[str, dict[str, dict[int, Any]]]
 
 
@@ -62,7 +63,7 @@ def text(document: dict[str, Any]) -> str:
         parts += [probes(document, "linear"), probes(document, "knn")]
     parts += [probes(document, "linear", suite) for suite in ("ablations", "noise") if suite in results]
     if "methods" in results:
-        parts.append(meaning(results["methods"]))
+        parts += [regret(results["methods"]), meaning(results["methods"])]
     parts += [doubt(results), relation(results), cost(results)]
     return "\n\n".join(part for part in parts if part)
 
@@ -82,19 +83,47 @@ def chance(document: dict[str, Any]) -> dict[str, float]:
 def probes(document: dict[str, Any], kind: str, suite: str = "methods") -> str:
     """Accuracy by task: mean and half of the 95 % interval."""
     methods = document["results"][suite]
-    heading = {"linear": "linear probe, %", "knn": "20 nearest neighbours, %"}[kind]
+    probe = document["settings"].get("probe", "logistic")
+    linear = {"logistic": "linear probe, %", "ridge": "ridge probe, %"}[probe]
+    heading = {"linear": linear, "knn": "20 nearest neighbours, %"}[kind]
     rows = []
     for name, runs in methods.items():
-        if "/without-" not in name:
-            rows.append((_title(suite, name), scores(runs, kind)))
+        sources = [kind]
+        if kind == "linear" and all("layers" in run for run in runs.values()):
+            sources.append("layers")
+        for source in sources:
+            note = _LAYERS if source == "layers" else ""
+            if "/without-" not in name:
+                rows.append((_title(suite, name) + note, scores(runs, source)))
         base, _, kind_of_pairs = name.partition("/")
-        if kind_of_pairs == "composed" and (best := oracle(methods, kind, base)):
-            rows.append((f"{_PREFIX[base]}best subset for each task (oracle)", best))
+        if kind_of_pairs == "composed":
+            for source in sources:
+                if best := oracle(methods, source, base):
+                    title = f"{_PREFIX[base]}best subset for each task (oracle)"
+                    rows.append((title + (_LAYERS if source == "layers" else ""), best))
     lines = [f"| {heading} | " + " | ".join((*_TASKS, "mean")) + " |", "|---|" + "---:|" * (len(_TASKS) + 1)]
     lines += ["| " + " | ".join([title, *(_cell(table[t]) for t in (*_TASKS, "mean"))]) + " |" for title, table in rows]
     guesses = list(chance(document).values())
     last = " | ".join(f"{guess:.1f}" for guess in (*guesses, float(np.mean(guesses))))
     return "\n".join([*lines, f"| chance | {last} |"])
+
+
+def regret(methods: dict[str, dict[int, Any]]) -> str:
+    """How far each method stays behind the best subset of augmentations for each task; by seed, then the mean."""
+    columns, lines = (*_TASKS, "mean"), []
+    for name, runs in methods.items():
+        best = oracle(methods, base=name.split("/")[0])
+        if best is None or "/without-" in name:
+            continue
+        mine = scores(runs)
+        if any(len(mine[column]) != len(best[column]) for column in columns):
+            continue  # some seeds are missing
+        gaps = [[b - m for b, m in zip(best[column], mine[column], strict=True)] for column in columns]
+        lines.append(f"| {_title('methods', name)} | " + " | ".join(map(_cell, gaps)) + " |")
+    if not lines:
+        return ""
+    heading = "| regret: points below the best subset for each task (oracle) | " + " | ".join(columns) + " |"
+    return "\n".join([heading, "|---|" + "---:|" * len(columns), *lines])
 
 
 def meaning(methods: dict[str, dict[int, Any]]) -> str:

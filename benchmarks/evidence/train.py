@@ -3,7 +3,7 @@
 import copy
 import itertools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
@@ -31,10 +31,15 @@ LR, MOMENTUM, TEMPERATURE = 2e-3, 0.99, 0.2
 _HISTORY = 20  # points over a run
 
 
+Probe = Literal["logistic", "ridge"]
+PROBES: tuple[Probe, ...] = get_args(Probe)
+
+
 class Settings(NamedTuple):
     steps: int = 600
     batch: int = 128
     device: str = "cpu"
+    probe: Probe = "logistic"
 
 
 class Trained(NamedTuple):
