@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -31,7 +32,16 @@ from benchmarks.evidence.factors import (
     truth,
 )
 from benchmarks.evidence.methods import METHODS, SUITES, canonical, make_views
-from benchmarks.evidence.train import Settings, Spaces, convolutions, make_backbone, make_projector, precision, train
+from benchmarks.evidence.train import (
+    DrawsDifference,
+    Settings,
+    Spaces,
+    convolutions,
+    make_backbone,
+    make_projector,
+    precision,
+    train,
+)
 
 METHOD_OF = {f"{suite}: {name}": method for suite, methods in SUITES.items() for name, method in methods.items()}
 
@@ -156,6 +166,33 @@ def test_probes_and_insights_of_a_trained_model(scenes):
     doubt = uncertainty(trained, scenes)
     assert all(-1 <= rho <= 1 for rho in doubt["spearman"].values())
     assert 0 <= doubt["auroc"] <= 1
+
+
+@torch.no_grad()
+def test_augself_predicts_how_the_draws_of_both_views_differ():
+    torch.manual_seed(0)
+    told = DrawsDifference(AUGMENTATIONS)
+    h = torch.rand(8192, 128)
+    draws0, draws1 = (draw(4096, g) for g in [generator()] * 2)
+    for head in told.heads.values():
+        torch.nn.init.zeros_(head[-1].weight)
+        torch.nn.init.zeros_(head[-1].bias)
+    assert float(told(h, draws0, draws1)) == pytest.approx(len(AUGMENTATIONS), rel=0.03)
+    assert float(told(h, draws0, draws0)) == 0
+    told.heads["color"][-1].bias.fill_(math.sqrt(6) * 0.5)
+    ahead = {name: drawn + 0.5 if name == "color" else drawn for name, drawn in draws0.items()}
+    assert float(told(h, ahead, draws0)) == pytest.approx(0, abs=1e-6)
+
+
+def test_augself_trains_the_backbone_and_composed_pairs_go_without_it(scenes):
+    method = METHODS["vicreg/augself"]
+    assert method.augself > 0
+    assert METHODS["vicreg/composed"].augself == 0
+    one, two = (
+        train(replace(method, augself=weight), scenes, 0, Settings(steps=2, batch=32)).backbone[0][0].weight
+        for weight in (1.0, 100.0)
+    )
+    assert not torch.equal(one, two)
 
 
 def test_earlier_layers_stand_beside_the_last_features():

@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import math
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -9,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.evidence.factors import Scenes, draw, layers, num_answers, render, spoil, truth
+from benchmarks.evidence.factors import NUM_DRAWS, Draws, Scenes, draw, layers, num_answers, render, spoil, truth
 from benchmarks.evidence.methods import Method, make_views
 from mast_ops import (
     BinaryMasks,
@@ -68,6 +69,9 @@ def train(
         step = _supervised(model, num_answers(scenes.num_classes))
     else:
         step = _STEPS[method.base](method, model, head)
+    if method.augself:
+        told = DrawsDifference(method.augmentations).to(settings.device)
+        model["told"] = told
     optimizer = torch.optim.Adam(_groups(model, head, method))
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, [group["lr"] for group in optimizer.param_groups], total_steps=settings.steps
@@ -76,10 +80,12 @@ def train(
     for i in range(settings.steps):
         index = torch.randint(len(scenes.labels), (settings.batch,), generator=generator)
         labels: dict[str, Tensor] = {}
-        if method.base == "supervised":  # its labels are draws, so it makes them itself
-            draws, others = (draw(settings.batch, generator, method.augmentations) for _ in range(2))
-            view0, view1 = (render(scenes, index, each) for each in (draws, others))
-            kind, labels = torch.zeros_like(index), truth(scenes.labels[index], draws)
+        draws0: Draws = {}
+        draws1: Draws = {}
+        if method.base == "supervised" or method.augself:  # what they learn are draws: they must know them
+            draws0, draws1 = (draw(settings.batch, generator, method.augmentations) for _ in range(2))
+            view0, view1 = (render(scenes, index, draws) for draws in (draws0, draws1))
+            kind, labels = torch.zeros_like(index), truth(scenes.labels[index], draws0)
         else:
             view0, view1, kind = views(layers(scenes, index))
         if method.spoiled:
@@ -89,6 +95,8 @@ def train(
         with convolutions(settings.device):
             h = backbone(x)
         loss = step(x, h.float(), kind, labels)
+        if method.augself:
+            loss = loss + method.augself * told(h.float(), draws0, draws1)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -138,6 +146,23 @@ class Spaces(nn.Module):
 
     def forward(self, h: Tensor) -> Tensor:
         return torch.cat([space(h) for space in self.spaces], dim=1)
+
+
+class DrawsDifference(nn.Module):
+    """AugSelf (Lee et al. 2021): from the features of two views, how far apart the draws of each augmentation are.
+
+    A regression for each augmentation, their mean-squared errors summed; 1 each for a guess of the mean.
+    """
+
+    def __init__(self, names: tuple[str, ...]) -> None:
+        super().__init__()
+        self.heads = nn.ModuleDict({name: mlp(2 * FEATURES, HIDDEN, NUM_DRAWS.get(name, 1)) for name in names})
+
+    def forward(self, h: Tensor, draws0: Draws, draws1: Draws) -> Tensor:
+        both = torch.cat(h.chunk(2), dim=1)
+        # The difference of two uniform draws has variance 1/6.
+        wanted = {name: math.sqrt(6) * (draws0[name] - draws1[name]).to(h.device) for name in self.heads}
+        return torch.stack([F.mse_loss(head(both), wanted[name]) for name, head in self.heads.items()]).sum()
 
 
 def make_projector(method: Method) -> nn.Module:
