@@ -2,13 +2,22 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 from benchmarks.evidence import __main__ as command
 from benchmarks.evidence import data, report, runs
-from benchmarks.evidence.evaluate import Renderings, evaluate, rank_of_related, subspaces, uncertainty
+from benchmarks.evidence.evaluate import (
+    Renderings,
+    evaluate,
+    linear,
+    rank_of_related,
+    subspaces,
+    uncertainty,
+    with_earlier_layers,
+)
 from benchmarks.evidence.factors import (
     AUGMENTATIONS,
     NUM_DRAWS,
@@ -23,7 +32,16 @@ from benchmarks.evidence.factors import (
     truth,
 )
 from benchmarks.evidence.methods import METHODS, SUITES, canonical, make_views
-from benchmarks.evidence.train import Settings, Spaces, make_projector, train
+from benchmarks.evidence.train import (
+    DrawsDifference,
+    Settings,
+    Spaces,
+    convolutions,
+    make_backbone,
+    make_projector,
+    precision,
+    train,
+)
 
 METHOD_OF = {f"{suite}: {name}": method for suite, methods in SUITES.items() for name, method in methods.items()}
 
@@ -119,6 +137,16 @@ def test_every_method_trains(scenes, name):
         assert trained.history[-1]["step"] == 1
 
 
+@pytest.mark.parametrize(
+    ("has", "dtype"),
+    [({"avx512_bf16": True}, "bfloat16"), ({"amx_bf16": True}, "bfloat16"), ({"avx2": True}, "float32")],
+)
+def test_convolutions_are_half_only_where_the_cpu_has_instructions_for_it(monkeypatch, has, dtype):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has)
+    with convolutions("cpu"):
+        assert torch.nn.Conv2d(1, 1, 1)(torch.ones(1, 1, 2, 2)).dtype == getattr(torch, dtype) == precision("cpu")
+
+
 def test_a_run_is_repeatable_and_methods_see_the_same_images(scenes):
     one, two = (train(METHODS["vicreg/mast"], scenes, 3, Settings(steps=2, batch=32)) for _ in range(2))
     for a, b in zip(one.backbone.parameters(), two.backbone.parameters(), strict=True):
@@ -129,7 +157,7 @@ def test_probes_and_insights_of_a_trained_model(scenes):
     trained = train(METHODS["vicreg/mast-uncertainty"], scenes, 0, Settings(steps=2, batch=32))
     renderings = Renderings(scenes, scenes)
     scores = evaluate(trained, renderings)
-    for kind in ("linear", "knn"):
+    for kind in ("linear", "layers", "knn"):
         assert set(scores[kind]) == set(TASKS)
         assert all(0 <= value <= 100 for value in scores[kind].values())
     said = subspaces(trained, renderings)
@@ -138,6 +166,53 @@ def test_probes_and_insights_of_a_trained_model(scenes):
     doubt = uncertainty(trained, scenes)
     assert all(-1 <= rho <= 1 for rho in doubt["spearman"].values())
     assert 0 <= doubt["auroc"] <= 1
+
+
+@torch.no_grad()
+def test_augself_predicts_how_the_draws_of_both_views_differ():
+    torch.manual_seed(0)
+    told = DrawsDifference(AUGMENTATIONS)
+    h = torch.rand(8192, 128)
+    draws0, draws1 = (draw(4096, g) for g in [generator()] * 2)
+    for head in told.heads.values():
+        torch.nn.init.zeros_(head[-1].weight)
+        torch.nn.init.zeros_(head[-1].bias)
+    assert float(told(h, draws0, draws1)) == pytest.approx(len(AUGMENTATIONS), rel=0.03)
+    assert float(told(h, draws0, draws0)) == 0
+    told.heads["color"][-1].bias.fill_(math.sqrt(6) * 0.5)
+    ahead = {name: drawn + 0.5 if name == "color" else drawn for name, drawn in draws0.items()}
+    assert float(told(h, ahead, draws0)) == pytest.approx(0, abs=1e-6)
+
+
+def test_augself_trains_the_backbone_and_composed_pairs_go_without_it(scenes):
+    method = METHODS["vicreg/augself"]
+    assert method.augself > 0
+    assert METHODS["vicreg/composed"].augself == 0
+    one, two = (
+        train(replace(method, augself=weight), scenes, 0, Settings(steps=2, batch=32)).backbone[0][0].weight
+        for weight in (1.0, 100.0)
+    )
+    assert not torch.equal(one, two)
+
+
+def test_earlier_layers_stand_beside_the_last_features():
+    backbone = make_backbone().eval()
+    x = torch.rand(5, 3, SIZE, SIZE)
+    seen = with_earlier_layers(backbone, x)
+    assert seen.shape == (5, 128 + 4 * 24 + 4 * 48)
+    assert torch.allclose(seen[:, :128], backbone(x), atol=1e-5)
+    assert torch.allclose(seen[:, 128], backbone[0](x)[:, 0, :5, :5].mean((1, 2)), atol=1e-5)
+
+
+def test_a_ridge_probe_is_scikit_learns():
+    linear_model = pytest.importorskip("sklearn.linear_model")
+    x, y = torch.randn(300, 20, generator=generator()).double(), torch.arange(300) % 7
+    x[:, 0] += y
+    x = (x - x[:200].mean(0)) / x[:200].std(0, correction=0)
+    model = linear_model.Ridge(0.003 * 200).fit(x[:200].numpy(), torch.nn.functional.one_hot(y[:200]).double().numpy())
+    wanted = 100 * float((model.predict(x[200:].numpy()).argmax(1) == y[200:].numpy()).mean())
+    assert linear(3 * x[:200] + 1, y[:200], 3 * x[200:] + 1, y[200:], "ridge") == pytest.approx(wanted)
+    assert 15 < wanted < 100
 
 
 def test_ties_count_against_related_augmentations():
@@ -170,6 +245,21 @@ def test_the_oracle_takes_the_best_subset_of_each_task():
     assert best["mean"] == pytest.approx([30, 30])
 
 
+def test_regret_is_what_is_missing_to_the_best_subset_seed_by_seed():
+    def runs_of(*color: float):
+        return {seed: {"linear": dict.fromkeys(TASKS, 10.0) | {"color": c}} for seed, c in enumerate(color)}
+
+    table = report.regret(
+        {
+            "vicreg/composed": runs_of(20.0, 30.0),
+            "vicreg/without-color": runs_of(80.0, 90.0),
+            "vicreg/mast": runs_of(75.0, 85.0),
+        }
+    ).splitlines()
+    assert len(table) == 4  # the oracle's own rows are not there
+    assert [cell.strip() for cell in table[3].split("|")[2:4]] == ["0.0 ± 0.0", "5.0 ± 0.0"]
+
+
 def test_the_same_method_is_run_once():
     assert canonical("noise", "clean, plain") == ("methods", "vicreg/mast")
     assert canonical("ablations", "no uncertainty") == ("methods", "vicreg/mast")
@@ -184,9 +274,20 @@ def test_the_command_prints_tables_keeps_runs_and_draws(scenes, tmp_path, monkey
     arguments = ["--seeds", "1", "2", "--steps", "2", "--batch", "32", "--jobs", "1", "--out", str(tmp_path)]
     command.main([*arguments, "--only", "vicreg/(composed|without-color|mast-uncertainty)$|spoiled, unc|x 10$"])
     printed = capsys.readouterr().out
-    for words in ("oracle", "sharpness", " ± ", "AUROC", "rank of colour and tint", "chance"):
+    for words in (
+        "oracle",
+        "sharpness",
+        " ± ",
+        "AUROC",
+        "rank of colour and tint",
+        "chance",
+        "earlier layers",
+        "regret",
+    ):
         assert words in printed
-    results = json.loads((tmp_path / "results.json").read_text())["results"]
+    document = json.loads((tmp_path / "results.json").read_text())
+    assert document["convolutions"] == str(precision("cpu")).removeprefix("torch.")
+    results = document["results"]
     assert set(results["methods"]["vicreg/composed"]) == {"1", "2"}
     assert {path.name for path in tmp_path.glob("*.png")} == {"probes.png", "uncertainty.png"}
     monkeypatch.setattr(runs, "_work", lambda run: pytest.fail("it was done before"))
@@ -216,3 +317,51 @@ def test_a_folder_of_images_takes_their_place(tmp_path):
     assert train_part.colors.shape == (6, 3, 14, 14)
     assert (train_part.opacity == 1).all()
     assert sorted([*train_part.labels.tolist(), *test_part.labels.tolist()]) == [0] * 4 + [1] * 4
+
+
+def test_an_image_is_as_opaque_as_its_alpha(tmp_path):
+    pytest.importorskip("skimage")
+    image = pytest.importorskip("PIL.Image")
+    (tmp_path / "ghost").mkdir()
+    for i in range(2):
+        image.new("RGBA", (14, 14), (255, 0, 0, 51)).save(tmp_path / "ghost" / f"{i}.png")
+    assert torch.allclose(data.load(tmp_path)[0].opacity, torch.tensor(0.2))
+
+
+def test_a_folder_may_have_any_number_of_classes(tmp_path, capsys):
+    pytest.importorskip("skimage")
+    image = pytest.importorskip("PIL.Image")
+    for label in range(13):
+        (tmp_path / "images" / f"{label:02}").mkdir(parents=True)
+        for i in range(6):
+            image.new("RGB", (14, 14), (40 * i, 19 * label, 90)).save(tmp_path / "images" / f"{label:02}" / f"{i}.png")
+    train_part, test_part = data.load(tmp_path / "images")
+    assert train_part.num_classes == test_part.num_classes == 13
+    out = ["--out", str(tmp_path / "out"), "--data", str(tmp_path / "images")]
+    command.main(
+        [
+            "--seeds",
+            "1",
+            "--steps",
+            "2",
+            "--batch",
+            "32",
+            "--jobs",
+            "1",
+            "--only",
+            "^supervised$",
+            "--probe",
+            "ridge",
+            *out,
+        ]
+    )
+    chance = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("| chance"))
+    assert float(chance.split("|")[2]) == 7.7  # one in 13
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["settings"]["probe"] == "ridge"
+    runs._scenes.cache_clear()
+    runs._renderings.cache_clear()
+
+
+def test_runs_on_other_images_are_other_runs():
+    kept = {runs.Run("methods", "random", 0, Settings(), folder, "out").path for folder in (None, "one", "other")}
+    assert len(kept) == 3

@@ -22,8 +22,8 @@ from tqdm import tqdm
 from benchmarks import machine
 from benchmarks.evidence import report
 from benchmarks.evidence.methods import SUITES
-from benchmarks.evidence.runs import Run, execute
-from benchmarks.evidence.train import Settings
+from benchmarks.evidence.runs import Run, execute, num_classes
+from benchmarks.evidence.train import PROBES, Settings, precision
 
 SEEDS = (10, 11, 12, 13, 14)  # none of those that the formulation was tuned on
 QUICK = r"vicreg/(composed|factorised|half|fixed|mast-uncertainty)$"
@@ -32,7 +32,7 @@ QUICK = r"vicreg/(composed|factorised|half|fixed|mast-uncertainty)$"
 def main(argv: list[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
     args = parse(argv)
-    settings = Settings(args.steps, args.batch, args.device)
+    settings = Settings(args.steps, args.batch, args.device, args.probe)
     folder = str(args.data) if args.data else None
     runs = [
         Run(suite, method, seed, settings, folder, str(args.out / "runs"))
@@ -51,8 +51,10 @@ def main(argv: list[str] | None = None) -> None:
             bar.update()
     document = {
         **machine.record(args.device),
+        "convolutions": str(precision(args.device)).removeprefix("torch."),
         "command": shlex.join(["python", "-m", "benchmarks.evidence", *argv]),
         "settings": settings._asdict(),
+        "num_classes": num_classes(folder),
         "seeds": args.seeds,
         "results": report.sorted_results(results),
     }
@@ -75,6 +77,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     add("--seeds", type=int, nargs="+", help="default: 10 to 14; with --quick, 10")
     add("--steps", type=int, help="of each run; default 600, with --quick 300")
     add("--batch", type=int, default=128)
+    add("--probe", choices=PROBES, default=PROBES[0], help="ridge: in closed form, for many trials; default: logistic")
     add("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
     add("--jobs", type=int, help="runs at a time; default: one a core, or one on a GPU")
     add("--data", type=Path, metavar="DIR", help="a folder of images, one folder per class, in place of the digits")

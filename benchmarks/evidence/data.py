@@ -22,9 +22,10 @@ def load(folder: Path | None) -> tuple[Scenes, Scenes]:
     colors, opacity, labels = _digits() if folder is None else _folder(folder)
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
     cut = int(_TRAIN_SHARE * len(order))
+    num_classes = int(labels.max()) + 1
     backgrounds = _photographs()
     return tuple(
-        Scenes(colors[part], opacity[part], labels[part], photographs)
+        Scenes(colors[part], opacity[part], labels[part], photographs, num_classes)
         for part, photographs in ((order[:cut], backgrounds[0::2]), (order[cut:], backgrounds[1::2]))
     )
 
@@ -38,14 +39,18 @@ def _digits() -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _folder(folder: Path) -> tuple[Tensor, Tensor, Tensor]:
-    """Whole images as opaque objects, from a folder of one folder per class."""
+    """Whole images as objects, opaque but where they have an alpha of less, from a folder of one folder per class."""
+    from PIL import Image
     from torchvision import transforms
     from torchvision.datasets import ImageFolder
 
+    def load(path: str) -> Image.Image:
+        return Image.open(path).convert("RGBA")
+
     shrink = transforms.Compose([transforms.Resize(_OBJECT), transforms.CenterCrop(_OBJECT), transforms.ToTensor()])
-    images, labels = zip(*ImageFolder(str(folder), shrink), strict=True)
-    colors = torch.stack(images)
-    return colors, torch.ones_like(colors[:, :1]), torch.tensor(labels)
+    images, labels = zip(*ImageFolder(str(folder), shrink, loader=load), strict=True)
+    colors, opacity = torch.stack(images).split([3, 1], dim=1)
+    return colors, opacity, torch.tensor(labels)
 
 
 def _photographs() -> Tensor:

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import NearestNeighbors
 from sklearn.preprocessing import StandardScaler
@@ -21,10 +22,11 @@ from benchmarks.evidence.factors import (
     spoil,
     truth,
 )
-from benchmarks.evidence.train import Trained
+from benchmarks.evidence.train import Probe, Trained
 from mast_ops.analysis import mask_overlap, spearman
 
 NEIGHBOURS = 20
+_RIDGE = 0.003  # of the number of samples
 _LEVELS = 11
 _SEED = 1_000_003  # of the renderings that probes learn and are judged on
 
@@ -48,20 +50,50 @@ def apply(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     return torch.cat([function(part) for part in x.split(2048)])
 
 
-def evaluate(trained: Trained, data: Renderings) -> dict[str, Any]:
+def evaluate(trained: Trained, data: Renderings, probe: Probe = "logistic") -> dict[str, Any]:
+    """Accuracies in percent; "layers": of last features and earlier layers together."""
     train, test = (apply(trained.backbone, x) for x in (data.train, data.test))
+    more, more_test = (
+        apply(lambda part: with_earlier_layers(trained.backbone, part), x) for x in (data.train, data.test)
+    )
+    tasks = data.train_truth
     return {
-        "linear": {task: _linear(train, y, test, data.test_truth[task]) for task, y in data.train_truth.items()},
-        "knn": _neighbours(train, data.train_truth, test, data.test_truth),
+        "linear": {task: linear(train, y, test, data.test_truth[task], probe) for task, y in tasks.items()},
+        "layers": {task: linear(more, y, more_test, data.test_truth[task], probe) for task, y in tasks.items()},
+        "knn": _neighbours(train, tasks, test, data.test_truth),
     }
 
 
-def _linear(train: Tensor, y: Tensor, test: Tensor, y_test: Tensor) -> float:
-    """Accuracy in percent."""
+def with_earlier_layers(backbone: nn.Module, x: Tensor) -> Tensor:
+    """Last features beside the outputs of the first two blocks, each pooled to 2 x 2.
+
+    What a method throws away at the end may still be there: a method that keeps it gains what it has beyond this.
+    """
+    assert isinstance(backbone, nn.Sequential)
+    first = backbone[0](x)
+    second = backbone[1](first)
+    pooled = [F.adaptive_avg_pool2d(block, 2).flatten(1) for block in (first, second)]
+    return torch.cat([backbone[2:](second), *pooled], dim=1)
+
+
+def linear(train: Tensor, y: Tensor, test: Tensor, y_test: Tensor, probe: Probe = "logistic") -> float:
+    """Accuracy in percent of a logistic regression, or of a ridge regression on one-hot labels in closed form."""
+    if probe == "ridge":
+        return _ridge(train, y, test, y_test)
     scaler = StandardScaler().fit(train.numpy())
     classifier = LogisticRegression(C=0.03, max_iter=200, tol=1e-3)
     classifier.fit(scaler.transform(train.numpy()), y.numpy())
     return 100 * float(classifier.score(scaler.transform(test.numpy()), y_test.numpy()))
+
+
+def _ridge(train: Tensor, y: Tensor, test: Tensor, y_test: Tensor) -> float:
+    mean, std = train.double().mean(0), train.double().std(0, correction=0)
+    x, x_test = ((part.double() - mean) / torch.where(std > 0, std, 1) for part in (train, test))
+    target = F.one_hot(y).double()
+    share = target.mean(0)  # the intercept
+    penalty = _RIDGE * len(x) * torch.eye(x.shape[1], dtype=x.dtype)
+    weight = torch.linalg.solve(x.T @ x + penalty, x.T @ (target - share))
+    return 100 * float(((x_test @ weight + share).argmax(1) == y_test).double().mean())
 
 
 def _neighbours(
@@ -79,7 +111,7 @@ def _neighbours(
 # ---- What masks and uncertainty say -----------------------------------------------------------------------------
 
 
-def subspaces(trained: Trained, data: Renderings) -> dict[str, Any]:
+def subspaces(trained: Trained, data: Renderings, probe: Probe = "logistic") -> dict[str, Any]:
     """Probes of each factor on the dimensions inside its mask and on the rest, and how masks overlap."""
     head = trained.head
     assert head is not None
@@ -95,7 +127,8 @@ def subspaces(trained: Trained, data: Renderings) -> dict[str, Any]:
         open_ = masks[names.index(name)] > 0.5
         for where, chosen in ((inside, open_), (outside, ~open_)):
             if chosen.any():
-                where[task] = _linear(train[:, chosen], data.train_truth[task], test[:, chosen], data.test_truth[task])
+                y, y_test = data.train_truth[task], data.test_truth[task]
+                where[task] = linear(train[:, chosen], y, test[:, chosen], y_test, probe)
     return {
         "inside": inside,
         "outside": outside,

@@ -29,14 +29,7 @@ TASKS = {  # name: the augmentation that changes it
     "scale": "scale",
     "sharpness": "blur",
 }
-CHANCE = {
-    "class": 10.0,
-    "color": 100 / 8,
-    "orientation": 100 / 6,
-    "position": 100 / 9,
-    "scale": 25.0,
-    "sharpness": 25.0,
-}
+BINS = {"color": 8, "orientation": 6, "position": 9, "scale": 4, "sharpness": 4}
 RELATED = "tint"  # a seventh augmentation, for one experiment: it moves the hue as "color" does
 
 # Views apply them so: the canvas is shifted before it is turned, and a tint is there before the colour.
@@ -56,6 +49,8 @@ class Scenes(NamedTuple):
     """(M,) int64."""
     photographs: Tensor
     """(P, 3, H, W): backgrounds are crops of them."""
+    num_classes: int = 10
+    """Of train and test part together."""
 
 
 def draw(num_samples: int, generator: torch.Generator, names: tuple[str, ...] = AUGMENTATIONS) -> Draws:
@@ -88,16 +83,21 @@ def render(scenes: Scenes, index: Tensor, draws: Draws) -> Tensor:
     return x
 
 
+def num_answers(num_classes: int) -> dict[str, int]:
+    """Of each task: chance is one in so many."""
+    return {"class": num_classes, **BINS}
+
+
 def truth(labels: Tensor, draws: Draws) -> dict[str, Tensor]:
     """The classes of every task."""
     column, row = _bins(draws["shift"], 3).unbind(1)
     return {
         "class": labels,
-        "color": _bins(draws["color"][:, 0], 8),
-        "orientation": _bins(draws["rotate"][:, 0], 6),
+        "color": _bins(draws["color"][:, 0], BINS["color"]),
+        "orientation": _bins(draws["rotate"][:, 0], BINS["orientation"]),
         "position": 3 * row + column,
-        "scale": _bins(draws["scale"][:, 0], 4),
-        "sharpness": _bins(draws["blur"][:, 0], 4),
+        "scale": _bins(draws["scale"][:, 0], BINS["scale"]),
+        "sharpness": _bins(draws["blur"][:, 0], BINS["sharpness"]),
     }
 
 

@@ -9,6 +9,7 @@ from benchmarks.evidence.factors import AUGMENTATIONS, RELATED, Scenes, augmenta
 from mast_ops import FactorizedViews
 from mast_ops.kinds import kinds_of
 
+AUGSELF = 5.0
 BASES = ("vicreg", "simclr", "byol")
 
 
@@ -29,6 +30,8 @@ class Method:
     """None: the loss's default."""
     uncertainty: Literal["sample", "subspace", "dimension"] | None = None
     scope: Literal["embedding", "subspace"] = "embedding"
+    augself: float = 0.0
+    """Weight of a prediction of how the views' draws differ, from their two features: AugSelf."""
     spoiled: float = 0.0
     """Share of pairs in which one view is ruined."""
     dim: int = 128
@@ -47,6 +50,7 @@ def _of_base(base: str) -> dict[str, Method]:
             if name != "background"
         },
         "looc": Method("all-but-one spaces (LooC)", base, "all but one", masks="spaces"),
+        "augself": replace(composed, title="composed, told the draws (AugSelf)", augself=AUGSELF),
         "factorised": Method("factorised pairs, no masks", base, "single"),
         "half": Method("half composed, no masks", base, "mixed"),
         "fixed": masked,

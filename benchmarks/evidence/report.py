@@ -8,11 +8,12 @@ import numpy as np
 from scipy import stats
 
 from benchmarks.evidence.evaluate import rank_of_related
-from benchmarks.evidence.factors import CHANCE, TASKS
+from benchmarks.evidence.factors import TASKS, num_answers
 from benchmarks.evidence.methods import SUITES
 
 _TASKS = tuple(TASKS)
 _PREFIX = {"vicreg": "VICReg: ", "simclr": "SimCLR: ", "byol": "BYOL: "}
+_LAYERS = ", with earlier layers"
 Results = dict[str, dict[str, dict[int, Any]]]
 
 
@@ -59,10 +60,10 @@ def text(document: dict[str, Any]) -> str:
     results = document["results"]
     parts = []
     if "methods" in results:
-        parts += [probes(results["methods"], "linear"), probes(results["methods"], "knn")]
-    parts += [probes(results[suite], "linear", suite) for suite in ("ablations", "noise") if suite in results]
+        parts += [probes(document, "linear"), probes(document, "knn")]
+    parts += [probes(document, "linear", suite) for suite in ("ablations", "noise") if suite in results]
     if "methods" in results:
-        parts.append(meaning(results["methods"]))
+        parts += [regret(results["methods"]), meaning(results["methods"])]
     parts += [doubt(results), relation(results), cost(results)]
     return "\n\n".join(part for part in parts if part)
 
@@ -70,23 +71,59 @@ def text(document: dict[str, Any]) -> str:
 def short(document: dict[str, Any]) -> str:
     """README's table: VICReg's rows and the bounds, linear probes."""
     methods = document["results"]["methods"]
-    return probes({name: runs for name, runs in methods.items() if not name.startswith(("simclr/", "byol/"))}, "linear")
+    own = {name: runs for name, runs in methods.items() if not name.startswith(("simclr/", "byol/"))}
+    return probes({**document, "results": {"methods": own}}, "linear")
 
 
-def probes(methods: dict[str, dict[int, Any]], kind: str, suite: str = "methods") -> str:
+def chance(document: dict[str, Any]) -> dict[str, float]:
+    """In percent."""
+    return {task: 100 / count for task, count in num_answers(document.get("num_classes", 10)).items()}
+
+
+def probes(document: dict[str, Any], kind: str, suite: str = "methods") -> str:
     """Accuracy by task: mean and half of the 95 % interval."""
-    heading = {"linear": "linear probe, %", "knn": "20 nearest neighbours, %"}[kind]
+    methods = document["results"][suite]
+    probe = document["settings"].get("probe", "logistic")
+    linear = {"logistic": "linear probe, %", "ridge": "ridge probe, %"}[probe]
+    heading = {"linear": linear, "knn": "20 nearest neighbours, %"}[kind]
     rows = []
     for name, runs in methods.items():
-        if "/without-" not in name:
-            rows.append((_title(suite, name), scores(runs, kind)))
+        sources = [kind]
+        if kind == "linear" and all("layers" in run for run in runs.values()):
+            sources.append("layers")
+        for source in sources:
+            note = _LAYERS if source == "layers" else ""
+            if "/without-" not in name:
+                rows.append((_title(suite, name) + note, scores(runs, source)))
         base, _, kind_of_pairs = name.partition("/")
-        if kind_of_pairs == "composed" and (best := oracle(methods, kind, base)):
-            rows.append((f"{_PREFIX[base]}best subset for each task (oracle)", best))
+        if kind_of_pairs == "composed":
+            for source in sources:
+                if best := oracle(methods, source, base):
+                    title = f"{_PREFIX[base]}best subset for each task (oracle)"
+                    rows.append((title + (_LAYERS if source == "layers" else ""), best))
     lines = [f"| {heading} | " + " | ".join((*_TASKS, "mean")) + " |", "|---|" + "---:|" * (len(_TASKS) + 1)]
     lines += ["| " + " | ".join([title, *(_cell(table[t]) for t in (*_TASKS, "mean"))]) + " |" for title, table in rows]
-    chance = [*CHANCE.values(), float(np.mean(list(CHANCE.values())))]
-    return "\n".join([*lines, "| chance | " + " | ".join(f"{c:.1f}" for c in chance) + " |"])
+    guesses = list(chance(document).values())
+    last = " | ".join(f"{guess:.1f}" for guess in (*guesses, float(np.mean(guesses))))
+    return "\n".join([*lines, f"| chance | {last} |"])
+
+
+def regret(methods: dict[str, dict[int, Any]]) -> str:
+    """How far each method stays behind the best subset of augmentations for each task; by seed, then the mean."""
+    columns, lines = (*_TASKS, "mean"), []
+    for name, runs in methods.items():
+        best = oracle(methods, base=name.split("/")[0])
+        if best is None or "/without-" in name:
+            continue
+        mine = scores(runs)
+        if any(len(mine[column]) != len(best[column]) for column in columns):
+            continue  # some seeds are missing
+        gaps = [[b - m for b, m in zip(best[column], mine[column], strict=True)] for column in columns]
+        lines.append(f"| {_title('methods', name)} | " + " | ".join(map(_cell, gaps)) + " |")
+    if not lines:
+        return ""
+    heading = "| regret: points below the best subset for each task (oracle) | " + " | ".join(columns) + " |"
+    return "\n".join([heading, "|---|" + "---:|" * len(columns), *lines])
 
 
 def meaning(methods: dict[str, dict[int, Any]]) -> str:
@@ -160,7 +197,7 @@ def figures(document: dict[str, Any], folder: Path) -> None:
             ax.bar(places, means, 0.92 * width, yerr=np.nan_to_num(halves), color=colours[i],
                    label=SUITES["methods"][name].title, error_kw={"linewidth": 0.8})  # fmt: skip
         for i, task in enumerate(_TASKS):
-            ax.plot([i - 0.46, i + 0.46], [CHANCE[task]] * 2, color="black", linewidth=0.8, linestyle=":")
+            ax.plot([i - 0.46, i + 0.46], [chance(document)[task]] * 2, color="black", linewidth=0.8, linestyle=":")
         ax.set_xticks(range(len(columns)), columns)
         ax.set_ylabel("linear probe, %")
         ax.spines[["top", "right"]].set_visible(False)

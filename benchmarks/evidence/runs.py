@@ -1,6 +1,7 @@
 """Many runs, each kept in a file as soon as it is done, so that an interrupted suite goes on where it stopped."""
 
 import functools
+import hashlib
 import json
 import multiprocessing
 import time
@@ -28,7 +29,11 @@ class Run(NamedTuple):
 
     @property
     def path(self) -> Path:
-        parts = *canonical(self.suite, self.method), self.seed, self.settings.steps, self.settings.batch
+        parts = [*canonical(self.suite, self.method), self.seed, self.settings.steps, self.settings.batch]
+        if self.settings.probe != "logistic":
+            parts.append(self.settings.probe)
+        if self.folder is not None:
+            parts.append(hashlib.sha256(str(Path(self.folder).resolve()).encode()).hexdigest()[:8])
         name = " ".join(map(str, parts)).replace("/", "-").replace(" ", "_")
         return Path(self.out) / f"{name}.json"
 
@@ -63,10 +68,11 @@ def _work(run: Run) -> tuple[Run, dict[str, Any]]:
     start = time.perf_counter()
     trained = train(method, train_scenes, run.seed, run.settings)
     seconds = time.perf_counter() - start
+    probe = run.settings.probe
     renderings = _renderings(run.folder, method.augmentations)
-    result = {"seconds": seconds, "history": trained.history, **evaluate(trained, renderings)}
+    result = {"seconds": seconds, "history": trained.history, **evaluate(trained, renderings, probe)}
     if trained.head is not None:
-        result["subspaces"] = subspaces(trained, renderings)
+        result["subspaces"] = subspaces(trained, renderings, probe)
         if method.uncertainty in ("sample", "subspace"):
             result["uncertainty"] = uncertainty(trained, test_scenes)
     run.path.parent.mkdir(parents=True, exist_ok=True)
@@ -74,6 +80,12 @@ def _work(run: Run) -> tuple[Run, dict[str, Any]]:
     beside.write_text(json.dumps(result) + "\n")
     beside.rename(run.path)
     return run, result
+
+
+@functools.cache
+def num_classes(folder: str | None) -> int:
+    """Without loading digits or images."""
+    return 10 if folder is None else sum(path.is_dir() for path in Path(folder).iterdir())
 
 
 @functools.cache

@@ -2,14 +2,15 @@
 
 import copy
 import itertools
+import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.evidence.factors import Scenes, draw, layers, render, spoil, truth
+from benchmarks.evidence.factors import NUM_DRAWS, Draws, Scenes, draw, layers, num_answers, render, spoil, truth
 from benchmarks.evidence.methods import Method, make_views
 from mast_ops import (
     BinaryMasks,
@@ -31,10 +32,15 @@ LR, MOMENTUM, TEMPERATURE = 2e-3, 0.99, 0.2
 _HISTORY = 20  # points over a run
 
 
+Probe = Literal["logistic", "ridge"]
+PROBES: tuple[Probe, ...] = get_args(Probe)
+
+
 class Settings(NamedTuple):
     steps: int = 600
     batch: int = 128
     device: str = "cpu"
+    probe: Probe = "logistic"
 
 
 class Trained(NamedTuple):
@@ -59,7 +65,13 @@ def train(
     model = nn.ModuleDict({"backbone": backbone, "projector": head or projector}).to(settings.device)
     if method.base == "random":
         return Trained(backbone.eval(), None, projector, [])
-    step = _STEPS[method.base](method, model, head)
+    if method.base == "supervised":
+        step = _supervised(model, num_answers(scenes.num_classes))
+    else:
+        step = _STEPS[method.base](method, model, head)
+    if method.augself:
+        told = DrawsDifference(method.augmentations).to(settings.device)
+        model["told"] = told
     optimizer = torch.optim.Adam(_groups(model, head, method))
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, [group["lr"] for group in optimizer.param_groups], total_steps=settings.steps
@@ -68,19 +80,23 @@ def train(
     for i in range(settings.steps):
         index = torch.randint(len(scenes.labels), (settings.batch,), generator=generator)
         labels: dict[str, Tensor] = {}
-        if method.base == "supervised":  # its labels are draws, so it makes them itself
-            draws, others = (draw(settings.batch, generator, method.augmentations) for _ in range(2))
-            view0, view1 = (render(scenes, index, each) for each in (draws, others))
-            kind, labels = torch.zeros_like(index), truth(scenes.labels[index], draws)
+        draws0: Draws = {}
+        draws1: Draws = {}
+        if method.base == "supervised" or method.augself:  # what they learn are draws: they must know them
+            draws0, draws1 = (draw(settings.batch, generator, method.augmentations) for _ in range(2))
+            view0, view1 = (render(scenes, index, draws) for draws in (draws0, draws1))
+            kind, labels = torch.zeros_like(index), truth(scenes.labels[index], draws0)
         else:
             view0, view1, kind = views(layers(scenes, index))
         if method.spoiled:
             which = torch.rand(settings.batch, generator=generator) < method.spoiled
             view1[which] = spoil(view1[which], generator)
         x, kind = torch.cat([view0, view1]).to(settings.device), kind.to(settings.device)
-        with torch.autocast(settings.device, torch.bfloat16):
+        with convolutions(settings.device):
             h = backbone(x)
         loss = step(x, h.float(), kind, labels)
+        if method.augself:
+            loss = loss + method.augself * told(h.float(), draws0, draws1)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -91,6 +107,17 @@ def train(
     last = model["projector"]  # BYOL has put its own there
     projector = projector if last is head else last
     return Trained(backbone.eval().cpu(), head and head.eval().cpu(), projector.eval().cpu(), history)
+
+
+def precision(device: str) -> torch.dtype:
+    """Of convolutions: bfloat16, but not on a CPU without instructions for it, where it takes 4 times as long."""
+    fast = torch.cpu.get_capabilities() if device == "cpu" else {"avx512_bf16": True}
+    return torch.bfloat16 if fast.get("avx512_bf16") or fast.get("amx_bf16") else torch.float32
+
+
+def convolutions(device: str) -> torch.autocast:
+    dtype = precision(device)
+    return torch.autocast(device, torch.bfloat16, enabled=dtype == torch.bfloat16)
 
 
 def make_backbone() -> nn.Module:
@@ -119,6 +146,23 @@ class Spaces(nn.Module):
 
     def forward(self, h: Tensor) -> Tensor:
         return torch.cat([space(h) for space in self.spaces], dim=1)
+
+
+class DrawsDifference(nn.Module):
+    """AugSelf (Lee et al. 2021): from the features of two views, how far apart the draws of each augmentation are.
+
+    A regression for each augmentation, their mean-squared errors summed; 1 each for a guess of the mean.
+    """
+
+    def __init__(self, names: tuple[str, ...]) -> None:
+        super().__init__()
+        self.heads = nn.ModuleDict({name: mlp(2 * FEATURES, HIDDEN, NUM_DRAWS.get(name, 1)) for name in names})
+
+    def forward(self, h: Tensor, draws0: Draws, draws1: Draws) -> Tensor:
+        both = torch.cat(h.chunk(2), dim=1)
+        # The difference of two uniform draws has variance 1/6.
+        wanted = {name: math.sqrt(6) * (draws0[name] - draws1[name]).to(h.device) for name in self.heads}
+        return torch.stack([F.mse_loss(head(both), wanted[name]) for name, head in self.heads.items()]).sum()
 
 
 def make_projector(method: Method) -> nn.Module:
@@ -226,7 +270,7 @@ def _byol(method: Method, model: nn.ModuleDict, head: MaskedSubspaceHead | None)
         with torch.no_grad():
             for old, new in zip(target.parameters(), online.parameters(), strict=True):
                 old.lerp_(new, 1 - MOMENTUM)
-            with torch.autocast(x.device.type, torch.bfloat16):
+            with convolutions(x.device.type):
                 h_target = target[0](x)
             t0, t1 = target[1](h_target.float()).chunk(2)
         p0, p1 = (predictor(projector(part)) for part in h.chunk(2))
@@ -240,9 +284,8 @@ def _byol(method: Method, model: nn.ModuleDict, head: MaskedSubspaceHead | None)
     return step
 
 
-def _supervised(method: Method, model: nn.ModuleDict, head: MaskedSubspaceHead | None) -> Step:
+def _supervised(model: nn.ModuleDict, sizes: dict[str, int]) -> Step:
     """Every task's classifier on the one backbone: what these features could hold."""
-    sizes = {"class": 10, "color": 8, "orientation": 6, "position": 9, "scale": 4, "sharpness": 4}
     model["projector"] = classifiers = nn.ModuleDict({task: nn.Linear(FEATURES, n) for task, n in sizes.items()})
     classifiers.to(next(model.parameters()).device)
 
@@ -258,5 +301,4 @@ _STEPS: dict[str, Callable[[Method, nn.ModuleDict, MaskedSubspaceHead | None], S
     "vicreg": _vicreg,
     "simclr": _simclr,
     "byol": _byol,
-    "supervised": _supervised,
 }
