@@ -52,6 +52,8 @@ def tensors() -> dict[str, Tensor]:
         "log_variance0": torch.randn(N, 1, generator=g),
         "log_variance1": torch.randn(N, 1, generator=g),
         "temperature": torch.tensor(0.5),
+        "scale": torch.tensor(10.0),
+        "bias": torch.tensor(-5.0),
         "floor": torch.tensor(0.5),
         "group": torch.arange(N) % K,
         "strength": torch.rand(N, generator=g),
@@ -153,6 +155,8 @@ PLACES = [None, 1, "nonsense", [], Thing(), torch.ones(2)]
 # What is right for one argument though not for others of its annotation.
 RIGHT = {
     ("mean", "-1.0"),  # of a normal distribution
+    ("bias", "-1.0"),
+    ("subspace_sigmoid", "scale", "-1.0"),
 }
 
 
@@ -167,7 +171,7 @@ def spoilt(call: Call, parameter: inspect.Parameter, valid: dict[str, Any]) -> I
         elif kind is Tensor:
             values += spoilt_tensors(valid[name] if isinstance(valid.get(name), Tensor) else tensors()[name])
         elif kind is float:
-            values += [(repr(x), x) for x in NUMBERS if (name, repr(x)) not in RIGHT]
+            values += [(repr(x), x) for x in NUMBERS if not {(name, repr(x)), (call.name, name, repr(x))} & RIGHT]
         elif kind is int:
             values += [(repr(x), x) for x in COUNTS]
         elif kind is bool:

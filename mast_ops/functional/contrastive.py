@@ -10,6 +10,7 @@ from mast_ops._checks import (
     check_embedding,
     check_flag,
     check_index,
+    check_number,
     check_positive,
     check_views,
     values_are_free,
@@ -232,8 +233,10 @@ def check_temperature(temperature: float | Tensor) -> None:
 
 
 def check_scalar(name: str, x: float | Tensor) -> None:
-    """A number, or a floating-point tensor of one element."""
-    if isinstance(x, Tensor) and (x.numel() != 1 or not x.is_floating_point()):
+    """A finite number, or a floating-point tensor of one element."""
+    if not isinstance(x, Tensor):
+        check_number(name, x)
+    elif x.numel() != 1 or not x.is_floating_point():
         raise ValueError(
             f"{name}: got a {x.dtype} tensor of shape {tuple(x.shape)}, "
             "wanted a float or a floating-point tensor of one element"

@@ -108,12 +108,12 @@ class SubspaceLoss(nn.Module, ABC):
         kind: Tensor | None = None,
         return_components: bool = False,
     ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
-        check_flag("return_components", return_components)
         pairs = pairs_of(out0, out1, masks=masks, kinds=kinds, kind=kind)
         return self.of_pairs(pairs, return_components)
 
     def of_pairs(self, pairs: Pairs, return_components: bool) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
         """The same, of checked pairs."""
+        check_flag("return_components", return_components)
         run = Run(self.backend, self.gather_distributed).of(
             type(self).__name__, pairs.z0, pairs.masks, pairs.kinds, **self._options(pairs)
         )

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from mast_ops._checks import check_positive
+from mast_ops._checks import check_number, check_positive
 from mast_ops.functional.sigmoid import sigmoid
 from mast_ops.losses._base import SubspaceLoss, Terms, View, pairs_of
 from mast_ops.ops import Backend
@@ -54,11 +54,9 @@ class SubspaceSigmoidLoss(SubspaceLoss):
         sensitivity_param: float = 5.0,
     ) -> None:
         super().__init__(gather_distributed=gather_distributed, backend=backend, sensitivity_param=sensitivity_param)
-        check_positive("scale", scale)
-        if not math.isfinite(bias):
-            raise ValueError(f"bias: got {bias}, wanted a finite number")
+        scale, bias = check_positive("scale", scale), check_number("bias", bias)
         self.log_scale = nn.Parameter(torch.tensor(math.log(scale)))
-        self.bias = nn.Parameter(torch.tensor(float(bias)))
+        self.bias = nn.Parameter(torch.tensor(bias))
 
     @override
     def forward(  # type: ignore[override]  # one argument more, by keyword
