@@ -197,11 +197,13 @@ def test_compiles_whole_with_its_loss(kinds):
 
 
 @pytest.mark.parametrize("uncertainty", [None, "sample", "subspace", "dimension"])
+@pytest.mark.parametrize("strict", [False, True])
 @pytest.mark.parametrize("kinds", [None, KINDS])
-def test_exports_with_any_batch_and_survives_saving(kinds, uncertainty):
+def test_exports_with_any_batch_and_survives_saving(kinds, uncertainty, strict):
     head = MaskedSubspaceHead(mlp(), NAMES, kinds=kinds, uncertainty=uncertainty).eval()
     batch = torch.export.Dim("batch", min=2, max=1024)
-    program = torch.export.export(head, (torch.randn(4, 16),), dynamic_shapes=({0: batch},))
+    program = torch.export.export(head, (torch.randn(4, 16),), dynamic_shapes=({0: batch},), strict=strict)
+    assert_same(program.module()(torch.ones(5, 16)), head(torch.ones(5, 16)), rtol=1e-5, atol=1e-6)
     buffer = io.BytesIO()
     torch.export.save(program, buffer)
     buffer.seek(0)
