@@ -35,9 +35,9 @@ def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     torch.manual_seed(0)
     views = torch.randn(2, args.batch, 3, args.size, args.size, device=args.device)
-    subspace = torch.randint(len(SUBSPACES), (args.batch,), device=args.device)
+    kind = torch.randint(len(SUBSPACES), (args.batch,), device=args.device)
     names = ("plain", "MAST", "MAST, uncertainty") if args.base == "vicreg" else ("plain", "MAST")
-    steps = {name: make_step(args, name, views, subspace) for name in names}
+    steps = {name: make_step(args, name, views, kind) for name in names}
     for step in steps.values():
         step()  # the first one allocates, and tunes convolutions
     peaks = {name: peak(step, args.device) for name, step in steps.items()}
@@ -82,7 +82,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def make_step(args: argparse.Namespace, name: str, views: Tensor, subspace: Tensor) -> Callable[[], None]:
+def make_step(args: argparse.Namespace, name: str, views: Tensor, kind: Tensor) -> Callable[[], None]:
     import timm
 
     backbone = timm.create_model(args.model, pretrained=False, num_classes=0)
@@ -102,7 +102,7 @@ def make_step(args: argparse.Namespace, name: str, views: Tensor, subspace: Tens
         half = torch.autocast(args.device, dtype) if dtype != torch.float32 else contextlib.nullcontext()
         with half:
             out0, out1 = (model(view) for view in views)
-            loss = criterion(out0, out1) if name == "plain" else criterion(out0, out1, subspace=subspace)
+            loss = criterion(out0, out1) if name == "plain" else criterion(out0, out1, kind=kind)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

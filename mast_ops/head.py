@@ -14,7 +14,7 @@ from mast_ops._state import decode_state, encode_state
 from mast_ops._widths import infer_width
 from mast_ops.kinds import check_kinds
 from mast_ops.masks import MaskParameterization, describe_masks, make_masks
-from mast_ops.output import SubspaceOutput
+from mast_ops.output import SubspaceOutput, Word
 from mast_ops.pairs import GRANULARITIES, Granularity
 
 _MAX_LOG_VARIANCE = 8.0
@@ -115,7 +115,10 @@ class MaskedSubspaceHead(nn.Module):
             raise ValueError(
                 f"output_dim: got {self.masks.dim}, wanted {embedding.shape[1]}, the width of what the projector gives"
             )
-        return SubspaceOutput(embedding, self.masks(), self._log_variance(h), self._table, self.granularity)
+        granularity: Any = self.granularity
+        if granularity is not None and torch.compiler.is_exporting():
+            granularity = Word(granularity)
+        return SubspaceOutput(embedding, self.masks(), self._log_variance(h), self._table, granularity)
 
     def _log_variance(self, h: Tensor) -> Tensor | None:
         if self.uncertainty is None:

@@ -61,5 +61,15 @@ class SubspaceOutput(NamedTuple):
         return self._replace(embedding=apply(self.embedding), masks=apply(self.masks), log_variance=log_variance)
 
 
+class Word(str):
+    """A string in the output of an exported program, which can hold tensors and numbers alone: part of its structure."""
+
+    __slots__ = ()
+
+
+_pytree.register_pytree_node(
+    Word, lambda word: ([], str(word)), lambda _, text: Word(text), serialized_type_name="mast_ops.Word"
+)
+
 # torch.export names a named tuple in a saved program by this; torch has no public call for it yet.
 _pytree._register_namedtuple(SubspaceOutput, serialized_type_name="mast_ops.SubspaceOutput")

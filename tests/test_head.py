@@ -7,13 +7,16 @@ import pickle
 import pytest
 import torch
 import torch.distributed as dist
+from outputs import assert_same
 from torch import nn
 
 from mast_ops import BinaryMasks, MaskedSubspaceHead, NormalizedMasks, SubspaceOutput, SubspaceVICRegLoss
+from mast_ops._state import decode_state
 from mast_ops._widths import infer_width
 from mast_ops.masks import MASKS
 
 NAMES = ["crop", "color", "blur"]
+KINDS = torch.tensor([[1, 0, 0], [0, 1, 1], [0, 0, 1], [1, 1, 1]], dtype=torch.bool)
 
 
 def mlp() -> nn.Module:
@@ -111,8 +114,8 @@ def test_reading_widths_leaves_the_projector_and_the_generator_alone():
 
 def test_output_unpacks_moves_and_detaches():
     out = MaskedSubspaceHead(mlp(), 3)(torch.randn(4, 16))
-    embedding, masks, log_variance = out
-    assert log_variance is None
+    embedding, masks, log_variance, kinds, granularity = out
+    assert log_variance is kinds is granularity is None
     assert embedding.requires_grad
     assert masks.requires_grad
     assert not out.detach().masks.requires_grad
@@ -138,7 +141,7 @@ def test_copies_are_equal_and_apart(make):
     head = MaskedSubspaceHead(mlp(), NAMES, masks=masks, uncertainty="subspace").eval()
     twin = make(head)
     h = torch.randn(4, 16)
-    assert all(torch.equal(a, b) for a, b in zip(head(h), twin(h), strict=True))
+    assert_same(twin(h), head(h))
     with torch.no_grad():
         twin.masks.weight.neg_()
     assert not torch.equal(head(h).masks, twin(h).masks)
@@ -152,7 +155,7 @@ def test_state_dict_roundtrip(masks):
     buffer.seek(0)
     twin.load_state_dict(torch.load(buffer, weights_only=True))
     h = torch.randn(4, 16)
-    assert all(torch.equal(a, b) for a, b in zip(head(h), twin(h), strict=True))
+    assert_same(twin(h), head(h))
     assert all(isinstance(value, torch.Tensor) for value in head.state_dict().values())
 
 
@@ -170,48 +173,207 @@ def test_autocast_keeps_masks_and_log_variance_in_float32():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         out0, out1 = head(torch.randn(6, 16)), head(torch.randn(6, 16))
         loss = SubspaceVICRegLoss()(out0, out1)
-    assert [t.dtype for t in out0] == [torch.bfloat16, torch.float32, torch.float32]
+    assert [t.dtype for t in out0[:3]] == [torch.bfloat16, torch.float32, torch.float32]
     assert loss.dtype == torch.float32
     loss.backward()
     assert all(p.grad.isfinite().all() for p in head.parameters())
 
 
-def test_compiles_whole_with_its_loss():
-    head, criterion = MaskedSubspaceHead(mlp(), NAMES, uncertainty="subspace"), SubspaceVICRegLoss()
+@pytest.mark.parametrize("kinds", [None, KINDS])
+def test_compiles_whole_with_its_loss(kinds):
+    head, criterion = MaskedSubspaceHead(mlp(), NAMES, kinds=kinds, uncertainty="subspace"), SubspaceVICRegLoss()
 
-    def step(h0, h1, subspace):
-        return criterion(head(h0), head(h1), subspace=subspace)
+    def step(h0, h1, kind):
+        out0, out1 = head(h0), head(h1)
+        return criterion(out0, out1, kind=kind), out0
 
-    h0, h1, subspace = torch.randn(6, 16), torch.randn(6, 16), torch.tensor([0, 1, 2, 0, 1, 2])
-    compiled = torch.compile(step, fullgraph=True)(h0, h1, subspace)
-    torch.testing.assert_close(compiled, step(h0, h1, subspace))
-    compiled.backward()
+    h0, h1, kind = torch.randn(6, 16), torch.randn(6, 16), torch.tensor([0, 1, 2, 0, 1, 2])
+    loss, out = torch.compile(step, fullgraph=True)(h0, h1, kind)
+    wanted, plain = step(h0, h1, kind)
+    torch.testing.assert_close(loss, wanted)
+    assert_same(out, plain, rtol=1e-4, atol=1e-5)
+    loss.backward()
     assert all(p.grad is not None for p in head.parameters())
 
 
-def test_exports_with_any_batch_and_survives_saving():
-    head = MaskedSubspaceHead(mlp(), NAMES, uncertainty="subspace").eval()
+@pytest.mark.parametrize("uncertainty", [None, "sample", "subspace", "dimension"])
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("kinds", [None, KINDS])
+def test_exports_with_any_batch_and_survives_saving(kinds, uncertainty, strict):
+    head = MaskedSubspaceHead(mlp(), NAMES, kinds=kinds, uncertainty=uncertainty).eval()
     batch = torch.export.Dim("batch", min=2, max=1024)
-    program = torch.export.export(head, (torch.randn(4, 16),), dynamic_shapes=({0: batch},))
+    program = torch.export.export(head, (torch.randn(4, 16),), dynamic_shapes=({0: batch},), strict=strict)
+    assert_same(program.module()(torch.ones(5, 16)), head(torch.ones(5, 16)), rtol=1e-5, atol=1e-6)
     buffer = io.BytesIO()
     torch.export.save(program, buffer)
     buffer.seek(0)
     h = torch.randn(9, 16)
-    out = torch.export.load(buffer).module()(h)
-    assert isinstance(out, SubspaceOutput)
-    for got, wanted in zip(out, head(h), strict=True):
-        torch.testing.assert_close(got, wanted)
+    assert_same(torch.export.load(buffer).module()(h), head(h), rtol=1e-5, atol=1e-6)
 
 
-def test_trains_under_ddp():
+@pytest.fixture
+def alone():
+    """A process group of this process."""
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    try:
-        head = MaskedSubspaceHead(mlp(), NAMES, uncertainty="subspace")
-        parallel = nn.parallel.DistributedDataParallel(head)
-        SubspaceVICRegLoss()(parallel(torch.randn(6, 16)), parallel(torch.randn(6, 16))).backward()
-        assert all(p.grad is not None for p in head.parameters())
-    finally:
-        dist.destroy_process_group()
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.usefixtures("alone")
+def test_trains_under_ddp():
+    head = MaskedSubspaceHead(mlp(), NAMES, uncertainty="subspace")
+    parallel = nn.parallel.DistributedDataParallel(head)
+    SubspaceVICRegLoss()(parallel(torch.randn(6, 16)), parallel(torch.randn(6, 16))).backward()
+    assert all(p.grad is not None for p in head.parameters())
+
+
+def with_kinds(**options) -> MaskedSubspaceHead:
+    return MaskedSubspaceHead(mlp(), NAMES, kinds=KINDS, **options).eval()
+
+
+def assert_knows(head: nn.Module, kinds: torch.Tensor, **tensor) -> None:
+    """The table in the output, where the weights are."""
+    table = head(torch.randn(4, 16, **tensor)).kinds
+    assert table.dtype == torch.bool
+    assert torch.equal(table, kinds)
+
+
+def test_kinds_are_in_the_output_and_by_default_one_at_a_time():
+    head = with_kinds()
+    assert torch.equal(head.kinds, KINDS)
+    assert_knows(head, KINDS)
+    for plain in (MaskedSubspaceHead(mlp(), NAMES), MaskedSubspaceHead(mlp(), NAMES, kinds=torch.eye(3) > 0)):
+        assert torch.equal(plain.kinds, torch.eye(3, dtype=torch.bool))
+        assert plain(torch.randn(4, 16)).kinds is None  # no product of masks is asked for
+
+
+def test_a_head_has_kinds_of_its_own():
+    given = KINDS.clone()
+    head = MaskedSubspaceHead(mlp(), NAMES, kinds=given).eval()
+    given.fill_(True)
+    assert_knows(head, KINDS)
+
+
+@pytest.mark.parametrize(
+    ("kinds", "error", "words"),
+    [
+        (torch.ones(2, 4, dtype=torch.bool), ValueError, r"kinds: got shape \(2, 4\), wanted \(S, 3\)"),
+        (torch.ones(2, 3), TypeError, "kinds: got dtype torch.float32, wanted torch.bool"),
+        (torch.eye(4, 3, dtype=torch.bool), ValueError, "kinds: got row 3 all False"),
+        ([[True] * 3], TypeError, "kinds: got list, wanted a boolean tensor"),
+    ],
+)
+def test_kinds_are_checked_when_the_head_is_made(kinds, error, words):
+    with pytest.raises(error, match=words):
+        MaskedSubspaceHead(mlp(), NAMES, kinds=kinds)
+    with pytest.raises(error, match=words):
+        MaskedSubspaceHead(mlp(), NAMES).with_subspaces(NAMES, kinds=kinds)
+
+
+def test_kinds_go_through_any_move():
+    """A dtype is for weights: a table stays one of booleans."""
+    for move, dtype in (
+        (lambda head: head.half(), torch.float16),
+        (lambda head: head.double(), torch.float64),
+        (lambda head: head.to(torch.bfloat16), torch.bfloat16),
+        (lambda head: head.to("cpu", torch.float64), torch.float64),
+        (lambda head: head.half().float(), torch.float32),
+        (copy.deepcopy, torch.float32),
+        (lambda head: pickle.loads(pickle.dumps(head.half())), torch.float16),
+    ):
+        assert_knows(move(with_kinds()), KINDS, dtype=dtype)
+
+
+def test_kinds_move_with_the_output():
+    out = with_kinds()(torch.randn(4, 16))
+    assert out.to(torch.float64).kinds.dtype == torch.bool
+    assert torch.equal(out.detach().kinds, KINDS)
+    assert all(torch.equal(part.kinds, KINDS) for part in out.chunk(2))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_kinds_go_to_the_device():
+    head = with_kinds().cuda()
+    assert_knows(head, KINDS.cuda(), device="cuda")
+    assert_knows(head.cpu(), KINDS)
+
+
+@pytest.mark.parametrize("made", ["on meta", "moved to meta"])
+def test_kinds_outlive_the_meta_device(made):
+    """As with FSDP: parameters are without values until a checkpoint comes, but no checkpoint has kinds."""
+    full = with_kinds()
+    if made == "on meta":
+        with torch.device("meta"):
+            head = MaskedSubspaceHead(mlp(), NAMES, kinds=torch.tensor(KINDS.tolist(), device="cpu")).eval()
+    else:
+        head = with_kinds().to("meta")
+    assert head(torch.randn(4, 16, device="meta")).kinds.is_meta
+    head.to_empty(device="cpu").load_state_dict(full.state_dict())
+    h = torch.randn(4, 16)
+    assert_same(head(h), full(h))
+    assert torch.equal(head.kinds, KINDS)
+
+
+@pytest.mark.usefixtures("alone")
+@pytest.mark.parametrize("how", ["ddp", "fsdp", "fsdp from meta"])
+def test_kinds_stay_in_a_parallel_head(how):
+    full = with_kinds()
+    if how == "ddp":
+        parallel = nn.parallel.DistributedDataParallel(full)
+    else:
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import fully_shard
+
+        head = copy.deepcopy(full) if how == "fsdp" else copy.deepcopy(full).to("meta")
+        parallel = fully_shard(head, mesh=init_device_mesh("cpu", (1,)))
+        if how == "fsdp from meta":
+            parallel.to_empty(device="cpu")
+    for _ in range(2):
+        assert_knows(parallel, KINDS)
+
+
+def test_other_subspaces_have_kinds_of_their_own():
+    head = with_kinds()
+    pairs = torch.tensor([[True, True], [False, True]])
+    fewer = head.with_subspaces(["blur", "crop"], kinds=pairs)
+    assert_knows(fewer, pairs)
+    assert torch.equal(head.with_subspaces(["blur", "crop"]).kinds, torch.eye(2, dtype=torch.bool))
+    assert_knows(head, KINDS)
+
+
+def test_a_checkpoint_says_its_kinds_and_loads_into_a_head_of_others():
+    """Nothing in the weights depends on them: training may go on with other pairs."""
+    head, plain = with_kinds(), MaskedSubspaceHead(mlp(), NAMES).eval()
+    assert decode_state(head.state_dict()["_extra_state"])["kinds"] == KINDS.tolist()
+    assert decode_state(plain.state_dict()["_extra_state"])["kinds"] is None
+    assert head.state_dict().keys() == plain.state_dict().keys()
+    for one, other in ((head, plain), (plain, head), (head, MaskedSubspaceHead(mlp(), NAMES, kinds=KINDS[1:]).eval())):
+        kinds = other.kinds
+        other.load_state_dict(one.state_dict())
+        assert torch.equal(other.kinds, kinds)
+        h = torch.randn(4, 16)
+        assert_same(other(h)._replace(kinds=None), one(h)._replace(kinds=None))
+
+
+@pytest.mark.parametrize(
+    ("mine", "other"), [("subspace", "sample"), ("sample", "dimension"), ("dimension", "subspace")]
+)
+def test_uncertainty_of_another_granularity_is_refused_by_name(mine, other):
+    """Even where the widths agree, as with D = K."""
+    state = MaskedSubspaceHead(nn.Linear(16, 3), NAMES, uncertainty=other).state_dict()
+    head = MaskedSubspaceHead(nn.Linear(16, 3), NAMES, uncertainty=mine)
+    before = copy.deepcopy(head.state_dict())
+    with pytest.raises(ValueError, match=f"got uncertainty per {other}, wanted it per {mine}.*; nothing was loaded"):
+        head.load_state_dict(state)
+    torch.testing.assert_close(head.state_dict(), before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("uncertainty", ["sample", "subspace", "dimension"])
+def test_granularity_goes_with_the_log_variance(uncertainty):
+    out = with_kinds(uncertainty=uncertainty)(torch.randn(4, 16))
+    assert out.granularity == uncertainty
+    assert out.detach().granularity == out.to(torch.float64).granularity == uncertainty
+    assert {part.granularity for part in out.chunk(2)} == {uncertainty}
 
 
 @pytest.mark.parametrize("uncertainty", [None, "sample", "subspace", "dimension"])
@@ -246,7 +408,7 @@ def test_subspaces_change_by_name(uncertainty):
 )
 def test_other_subspaces_are_named_with_care(subspaces, new, words):
     with pytest.raises(ValueError, match=words):
-        MaskedSubspaceHead(mlp(), NAMES).with_subspaces(subspaces, new)
+        MaskedSubspaceHead(mlp(), NAMES).with_subspaces(subspaces, new=new)
 
 
 def test_masks_that_mean_something_else_are_not_loaded():

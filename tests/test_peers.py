@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from lightly.models import modules
 from lightly.models.modules import heads
+from outputs import assert_same
 from timm.layers import ClassifierHead, Mlp, NormMlpClassifierHead
 from torch import nn
 
@@ -238,7 +239,7 @@ def assert_wraps(make, loss=None, x=None):
     before = {name: p.detach().clone() for name, p in head.named_parameters()}
     optimizer = torch.optim.SGD(head.parameters(), lr=0.1)
     (SubspaceVICRegLoss() if loss is None else loss)(
-        out, head(x + 0.1 * torch.randn_like(x)), subspace=torch.arange(len(x)) % 3
+        out, head(x + 0.1 * torch.randn_like(x)), kind=torch.arange(len(x)) % 3
     ).backward()
     optimizer.step()
     moved = {name for name, p in head.named_parameters() if not torch.equal(p, before[name])}
@@ -249,8 +250,7 @@ def assert_wraps(make, loss=None, x=None):
     file.seek(0)
     other = MaskedSubspaceHead(make(), NAMES, uncertainty="subspace")
     other.load_state_dict(torch.load(file, weights_only=True))
-    for mine, same in zip(head.eval()(x), other.eval()(x), strict=True):
-        torch.testing.assert_close(mine, same, rtol=0, atol=0)
+    assert_same(other.eval()(x), head.eval()(x))
 
 
 @pytest.mark.parametrize("name", solo_projectors())
@@ -365,7 +365,7 @@ def step(model: nn.Module, watched: nn.Module):
     x = images()
     out0, out1 = model(x), model(x.flip(3))
     assert isinstance(out0, SubspaceOutput)
-    SubspaceVICRegLoss()(out0, out1, subspace=torch.tensor([0, 1, 2, 0])).backward()
+    SubspaceVICRegLoss()(out0, out1, kind=torch.tensor([0, 1, 2, 0])).backward()
     optimizer.step()
     assert not torch.equal(watched.weight, before)
 

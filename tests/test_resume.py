@@ -20,6 +20,7 @@ from mast_ops import (
 from mast_ops.masks import MASKS, BinaryMasks
 
 NAMES = ["crop", "color", "blur"]
+KINDS = torch.tensor([[1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 1]], dtype=torch.bool)
 FORMS = {
     **{name: lambda name=name: name for name in MASKS},
     "binary": lambda: BinaryMasks(3, 6, coverage=0.5),  # of six entries the default closes none
@@ -32,7 +33,7 @@ class Run:
     def __init__(self, masks: str, uncertainty: str | None, seed: int) -> None:
         torch.manual_seed(seed)
         projector = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 6))
-        self.head = MaskedSubspaceHead(projector, NAMES, masks=FORMS[masks](), uncertainty=uncertainty)
+        self.head = MaskedSubspaceHead(projector, NAMES, masks=FORMS[masks](), uncertainty=uncertainty, kinds=KINDS)
         self.loss = SubspaceVICRegLoss() if uncertainty else SubspaceNTXentLoss(nn.Parameter(torch.tensor(0.5)))
         self.regularizer = LinearSchedule(0.0, 1.0, steps=5) * MaskL1() + 0.5 * MaskCoverage(0.6)
         groups = param_groups(self.head, self.loss, lr=1e-2, weight_decay=0.1, mask_lr=1e-1)
@@ -42,7 +43,7 @@ class Run:
     def train(self, steps: range) -> None:
         for step in steps:
             g = torch.Generator().manual_seed(step)
-            x, kind = torch.randn(2, 8, 4, generator=g), torch.randint(3, (8,), generator=g)
+            x, kind = torch.randn(2, 8, 4, generator=g), torch.randint(len(KINDS), (8,), generator=g)
             out = self.head(x[0])
             value = self.loss(out, self.head(x[1]), kind=kind)
             self.optimizer.zero_grad()

@@ -29,11 +29,13 @@ def rank(own: int, name: str, s: Setup) -> dict[str, float]:
 
 
 def _info_nce(z0: Tensor, z1: Tensor, masks: Tensor) -> Tensor:
-    return functional.subspace_info_nce(z0, z1, masks, 0.2, symmetric=True, gather_distributed=True, backend="chunked")
+    return functional.subspace_info_nce(
+        z0, z1, masks, temperature=0.2, symmetric=True, gather_distributed=True, backend="chunked"
+    )
 
 
 def _nt_xent(z0: Tensor, z1: Tensor, masks: Tensor) -> Tensor:
-    return functional.subspace_nt_xent(z0, z1, masks, 0.2, gather_distributed=True, backend="chunked")
+    return functional.subspace_nt_xent(z0, z1, masks, temperature=0.2, gather_distributed=True, backend="chunked")
 
 
 def _vicreg(z0: Tensor, z1: Tensor, masks: Tensor) -> Tensor:
