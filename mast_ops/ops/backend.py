@@ -4,14 +4,16 @@ import importlib.util
 import os
 from collections.abc import Callable
 from functools import cache
+from types import FunctionType
 from typing import Literal, ParamSpec, TypeVar, cast, get_args
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.utils import _pytree as pytree
 
 from mast_ops._checks import check_choice
-from mast_ops.kernels.contract import ContrastKernels, MomentsKernels, PairsKernels, SigmoidKernels
+from mast_ops.kernels.contract import Contrast, ContrastKernels, MomentsKernels, PairsKernels, SigmoidKernels
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -170,12 +172,23 @@ def moments_kernels(backend: Backend) -> MomentsKernels:
 
 def plain(backend: Backend, formula: Callable[P, T]) -> Callable[P, T]:
     """The plain formula, compiled if that was asked for."""
-    return cast(Callable[P, T], _compiled(formula)) if backend == "compile" else formula
+    if backend != "compile":
+        return formula
+
+    def run(*args: P.args, **kwargs: P.kwargs) -> T:
+        leaves = pytree.tree_leaves(args)
+        rows = [len(x.masks) for x in args if isinstance(x, Contrast)]  # the formula goes through them one by one
+        kind = *rows, *(x.dtype if isinstance(x, Tensor) else x for x in leaves)
+        return cast(T, _compiled(formula, kind)(*args, **kwargs))
+
+    return run
 
 
 @cache
-def _compiled(formula: Callable[..., object]) -> Callable[..., object]:
-    return torch.compile(formula, fullgraph=True)
+def _compiled(formula: Callable[..., object], kind: tuple[object, ...]) -> Callable[..., object]:
+    """One for each number of masks and mixture of dtypes: of one piece of code there may be eight compilations."""
+    code = formula.__code__.replace()
+    return torch.compile(FunctionType(code, formula.__globals__), fullgraph=True)
 
 
 def _why_not_triton(z: Tensor) -> str | None:
