@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
@@ -29,6 +30,20 @@ def test_every_backend_gives_the_same(name):
     wanted = case.plain(*case.arguments)
     for backend in ("auto", "eager", "compile", "chunked"):
         torch.testing.assert_close(case.fused(*case.arguments, backend=backend), wanted)
+
+
+def test_compile_takes_any_number_of_masks_and_any_mixture_of_dtypes(monkeypatch):
+    """Of one piece of code there may be eight compilations, then torch gives up."""
+    torch._dynamo.reset()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    dispatch._compiled.cache_clear()
+    try:
+        for count in range(1, 12):
+            for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+                case = make_case("contrast", 4, 3, count, dtype=dtype)
+                torch.testing.assert_close(case.fused(*case.arguments, backend="compile"), case.plain(*case.arguments))
+    finally:
+        dispatch._compiled.cache_clear()
 
 
 def test_auto_on_cpu(monkeypatch):

@@ -13,7 +13,7 @@ from mast_ops.kernels.chunked import scores
 
 FLOAT = 4
 MB = 1 << 20
-BLOCK = scores._BLOCK["cpu"] * FLOAT
+BLOCK = scores.BLOCK["cpu"] * FLOAT
 WORKSPACE = scores._CACHED * FLOAT
 
 

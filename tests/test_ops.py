@@ -26,7 +26,7 @@ def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pieces so small that even a small problem has many, with remainders."""
     for device in ("cpu", "cuda"):
         monkeypatch.setitem(chunked_pairs._TILE, device, 50)
-        monkeypatch.setitem(chunked_scores._BLOCK, device, 100)
+        monkeypatch.setitem(chunked_scores.BLOCK, device, 100)
         monkeypatch.setitem(chunked_moments._BLOCK, device, 1)
     monkeypatch.setattr(chunked_moments, "_WIDEST", 3)
 
@@ -296,6 +296,40 @@ def test_a_second_gradient_is_refused_by_name(name):
     (first,) = torch.autograd.grad(total, learned(arguments)[:1], create_graph=True)
     first.square().sum().backward()
     assert learned(arguments)[0].grad.isfinite().all()
+
+
+TRANSFORMS = {
+    "jvp": lambda f, z, along: torch.func.jvp(f, (z,), (along,))[1],
+    "grad": lambda f, z, along: torch.func.grad(f)(z),
+    "vmap": lambda f, z, along: torch.func.vmap(f)(torch.stack([z, along])),
+    "grad of grad": lambda f, z, along: torch.func.grad(lambda x: torch.func.grad(f)(x).square().sum())(z),
+    "a dual number": lambda f, z, along: dual(f, z, along),
+}
+
+
+def dual(f, z, along):
+    with torch.autograd.forward_ad.dual_level():
+        return torch.autograd.forward_ad.unpack_dual(f(torch.autograd.forward_ad.make_dual(z, along))).tangent
+
+
+@pytest.mark.parametrize("size", [4, 400])
+@pytest.mark.parametrize("transform", TRANSFORMS)
+def test_transforms_are_right_or_refused_by_name(transform, size):
+    """With "auto" the plain formula, whatever the size; no operator is silently a constant."""
+    z, other, masks, ids = torch.randn(size, 8), torch.randn(size, 8), torch.rand(3, 8), torch.arange(size)
+
+    def total(z, backend):
+        contrast = ops.contrast_mean(Contrast(z, other, masks, torch.tensor(3.0), ids, ids), backend=backend)
+        energy = ops.off_diagonal(z, None, masks, backend=backend).sum()
+        return contrast + ops.distance(Gap(z, other), Table(masks), backend=backend).mean() + energy
+
+    eager, auto = (TRANSFORMS[transform](lambda x, b=b: total(x, b), z, other) for b in ("eager", "auto"))
+    torch.testing.assert_close(auto, eager)
+    for backend in ("chunked", "compile"):
+        with pytest.raises(
+            ValueError, match=f"backend: got '{backend}' inside torch.func .* wanted 'eager', or 'auto'"
+        ):
+            TRANSFORMS[transform](lambda x, b=backend: total(x, b), z, other)
 
 
 def test_scaled_loss_in_half_precision_does_not_vanish():

@@ -4,13 +4,16 @@ import importlib.util
 import os
 from collections.abc import Callable
 from functools import cache
+from types import FunctionType
 from typing import Literal, ParamSpec, TypeVar, cast, get_args
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
+from torch.utils import _pytree as pytree
 
 from mast_ops._checks import check_choice
-from mast_ops.kernels.contract import ContrastKernels, MomentsKernels, PairsKernels, SigmoidKernels
+from mast_ops.kernels.contract import Contrast, ContrastKernels, MomentsKernels, PairsKernels, SigmoidKernels
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -53,10 +56,17 @@ def resolve(backend: Backend, operator: str, z: Tensor, held: int) -> Backend:
         held: How many numbers the plain formula would hold beside the embeddings.
 
     Raises:
-        ValueError: The asked backend cannot run here.
+        ValueError: The asked backend cannot run here, or not under a transform of torch.func.
     """
     check_backend(backend)
     asked = _forced if backend == "auto" else backend
+    if not torch.compiler.is_compiling() and _transformed():
+        if asked in ("chunked", "triton", "compile"):
+            raise ValueError(
+                f"backend: got {asked!r} inside torch.func or forward-mode differentiation, wanted 'eager', or 'auto', "
+                "which is the plain formula there: fused operators have first gradients in reverse mode alone"
+            )
+        return "eager"
     if asked == "auto":
         if z.device.type == "cuda":
             products = _why_not_triton(z) or (operator == "contrast" and z.shape[1] > _WIDE)
@@ -91,6 +101,11 @@ def resolve_kernels(backend: Backend, operator: str, z: Tensor, held: int) -> Ba
             f"backend: got {asked!r} with gather_distributed, wanted 'auto', 'chunked' or 'triton': "
             "all pairs over ranks have no plain formula"
         )
+    if not torch.compiler.is_compiling() and _transformed():
+        raise ValueError(
+            "gather_distributed: got True inside torch.func or forward-mode differentiation, wanted False: "
+            "all pairs over ranks have first gradients in reverse mode alone"
+        )
     return "chunked"
 
 
@@ -102,6 +117,12 @@ _SMALL = 1 << 16
 _WIDE = 512
 # Nothing but large matrix products: the library's own are the kernel on every device.
 _PRODUCTS_ONLY = ("moments",)
+
+
+def _transformed() -> bool:
+    """Whether jvp, vmap, torch.func.grad and their like are at work: an operator that they do not know is silently a
+    constant to some of them."""
+    return bool(torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0)
 
 
 def _with_kernel(operator: str) -> Backend:
@@ -151,12 +172,23 @@ def moments_kernels(backend: Backend) -> MomentsKernels:
 
 def plain(backend: Backend, formula: Callable[P, T]) -> Callable[P, T]:
     """The plain formula, compiled if that was asked for."""
-    return cast(Callable[P, T], _compiled(formula)) if backend == "compile" else formula
+    if backend != "compile":
+        return formula
+
+    def run(*args: P.args, **kwargs: P.kwargs) -> T:
+        leaves = pytree.tree_leaves(args)
+        rows = [len(x.masks) for x in args if isinstance(x, Contrast)]  # the formula goes through them one by one
+        kind = *rows, *(x.dtype if isinstance(x, Tensor) else x for x in leaves)
+        return cast(T, _compiled(formula, kind)(*args, **kwargs))
+
+    return run
 
 
 @cache
-def _compiled(formula: Callable[..., object]) -> Callable[..., object]:
-    return torch.compile(formula, fullgraph=True)
+def _compiled(formula: Callable[..., object], kind: tuple[object, ...]) -> Callable[..., object]:
+    """One for each number of masks and mixture of dtypes: of one piece of code there may be eight compilations."""
+    code = formula.__code__.replace()
+    return torch.compile(FunctionType(code, formula.__globals__), fullgraph=True)
 
 
 def _why_not_triton(z: Tensor) -> str | None:
