@@ -20,11 +20,11 @@ def check_embedding(name: str, z: Tensor) -> None:
     """A non-empty (N, D) floating-point tensor."""
     if not isinstance(z, Tensor):
         raise TypeError(f"{name}: got {type(z).__name__}, wanted a tensor of shape (N, D)")
+    check_dense(name, z)
     if z.dim() != 2:
         raise ValueError(f"{name}: got shape {tuple(z.shape)}, wanted (N, D)")
     if not z.is_floating_point():
         raise TypeError(f"{name}: got dtype {z.dtype}, wanted a floating-point embedding")
-    check_dense(name, z)
     if z.shape[0] == 0 or z.shape[1] == 0:
         raise ValueError(f"{name}: got an empty tensor of shape {tuple(z.shape)}, wanted N >= 1 and D >= 1")
 
@@ -55,6 +55,15 @@ def check_dense(name: str, tensor: Tensor) -> None:
         raise TypeError(f"{name}: got dtype {tensor.dtype}, wanted float16, bfloat16, float32 or float64")
 
 
+def check_floats(name: str, tensor: Tensor) -> None:
+    """A dense floating-point tensor of any shape."""
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name}: got {shown(tensor)}, wanted a floating-point tensor")
+    check_dense(name, tensor)
+    if not tensor.is_floating_point():
+        raise TypeError(f"{name}: got dtype {tensor.dtype}, wanted floating point")
+
+
 def check_values(name: str, tensor: Tensor) -> None:
     """Values that can be read: none on the meta device."""
     if tensor.is_meta:
@@ -65,11 +74,11 @@ def check_masks(masks: Tensor, z: Tensor | None = None, name: str = "masks") -> 
     """Non-empty (K, D) floating-point masks; with an embedding, of its D, device and dtype."""
     if not isinstance(masks, Tensor):
         raise TypeError(f"{name}: got {type(masks).__name__}, wanted a tensor of shape (K, D)")
+    check_dense(name, masks)
     if masks.dim() != 2:
         raise ValueError(f"{name}: got shape {tuple(masks.shape)}, wanted (K, D)")
     if not masks.is_floating_point():
         raise TypeError(f"{name}: got dtype {masks.dtype}, wanted floating point")
-    check_dense(name, masks)
     if masks.shape[0] == 0 or masks.shape[1] == 0:
         raise ValueError(f"{name}: got an empty tensor of shape {tuple(masks.shape)}, wanted K >= 1 and D >= 1")
     if z is None:
@@ -85,6 +94,7 @@ def check_index(name: str, index: Tensor, num_samples: int, device: torch.device
     """An (N,) int64 tensor, one entry per sample; any values."""
     if not isinstance(index, Tensor):
         raise TypeError(f"{name}: got {type(index).__name__}, wanted an int64 tensor of shape (N,)")
+    check_dense(name, index)
     if index.dtype != torch.int64:
         raise TypeError(f"{name}: got dtype {index.dtype}, wanted torch.int64")
     if tuple(index.shape) != (num_samples,):
@@ -107,6 +117,7 @@ def check_weight(name: str, weight: Tensor, z: Tensor) -> None:
     """An (N,) floating-point tensor of numbers >= 0 beside an (N, D) embedding."""
     if not isinstance(weight, Tensor):
         raise TypeError(f"{name}: got {type(weight).__name__}, wanted a tensor of shape (N,)")
+    check_dense(name, weight)
     if tuple(weight.shape) != (z.shape[0],):
         raise ValueError(f"{name}: got shape {tuple(weight.shape)}, wanted ({z.shape[0]},), one per sample")
     _check_companion(name, weight, z)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mast_ops._checks import check_count, check_fraction, check_masks
+from mast_ops._checks import check_count, check_dense, check_fraction, check_masks, check_values
 from mast_ops._precision import exact
 
 
@@ -232,6 +232,7 @@ def _ranks(x: Tensor) -> Tensor:
 
 
 def _check_finite(name: str, x: Tensor) -> None:
+    check_values(name, x)
     if not x.isfinite().all():
         raise ValueError(f"{name}: got NaN or infinity, wanted finite values")
 
@@ -239,6 +240,9 @@ def _check_finite(name: str, x: Tensor) -> None:
 def _check_vector(name: str, x: Tensor, like: tuple[str, Tensor] | None = None, index: bool = False) -> None:
     """A non-empty floating-point (an index: int64) tensor (N,), with the shape and device of another."""
     kind = "torch.int64" if index else "floating-point"
+    if isinstance(x, Tensor):
+        check_dense(name, x)
+        check_values(name, x)
     if not isinstance(x, Tensor) or not (x.dtype == torch.int64 if index else x.is_floating_point()):
         got = f"dtype {x.dtype}" if isinstance(x, Tensor) else type(x).__name__
         raise TypeError(f"{name}: got {got}, wanted a {kind} tensor of shape (N,)")

@@ -1,13 +1,14 @@
 """The head: any projector, K masks over its output, and optionally a predictor of uncertainty."""
 
 import copy
-from collections.abc import Callable, Sequence
+import numbers
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
 
-from mast_ops._checks import check_choice, check_embedding, check_names
+from mast_ops._checks import check_choice, check_count, check_embedding, check_is, check_names, shown
 from mast_ops._precision import no_autocast
 from mast_ops._state import decode_state, encode_state
 from mast_ops._widths import infer_width
@@ -86,20 +87,28 @@ class MaskedSubspaceHead(nn.Module):
         self.subspaces = _subspace_names(subspaces)
         if uncertainty is not None:
             check_choice("uncertainty", uncertainty, GRANULARITIES)
+        if kinds is not None:
+            check_kinds(kinds, len(self.subspaces))
+        check_is("projector", projector, nn.Module, "a module of torch.nn")
+        if input_dim is not None:
+            check_count("input_dim", input_dim)
         dim = _width("output", output_dim, projector)
+        wide = None if uncertainty is None else _width("input", input_dim, projector)
         self.projector = projector
         self.masks = make_masks(masks, len(self.subspaces), dim)
         self._set_kinds(kinds)
         self.granularity = uncertainty
         self.uncertainty: nn.Linear | None = None
-        if uncertainty is not None:
+        if uncertainty is not None and wide is not None:
             widths = {"sample": 1, "subspace": len(self.subspaces), "dimension": dim}
-            self.uncertainty = _Predictor(_width("input", input_dim, projector), widths[uncertainty])
+            self.uncertainty = _Predictor(wide, widths[uncertainty])
         self.register_load_state_dict_pre_hook(_refuse_another_head)  # type: ignore[no-untyped-call]
 
     def forward(self, h: Tensor) -> SubspaceOutput:
-        if self.uncertainty is not None and (h.dim() != 2 or h.shape[1] != self.uncertainty.in_features):
-            raise ValueError(f"h: got shape {tuple(h.shape)}, wanted (N, {self.uncertainty.in_features})")
+        if self.uncertainty is not None:
+            check_embedding("h", h)
+            if h.shape[1] != self.uncertainty.in_features:
+                raise ValueError(f"h: got shape {tuple(h.shape)}, wanted (N, {self.uncertainty.in_features})")
         embedding = self.projector(h)
         check_embedding("projector's output", embedding)
         if embedding.shape[1] != self.masks.dim:
@@ -142,15 +151,17 @@ class MaskedSubspaceHead(nn.Module):
 
         Raises:
             ValueError: There is no such subspace.
+            TypeError: ``subspace`` is neither a name nor a whole number.
         """
         names = self.subspaces
+        wanted = f"wanted one of {', '.join(map(repr, names))} or 0 to {len(names) - 1}"
+        if isinstance(subspace, bool) or not isinstance(subspace, str | numbers.Integral):
+            raise TypeError(f"subspace: got {shown(subspace)}, {wanted}")
         if isinstance(subspace, str) and subspace in names:
             return names.index(subspace)
-        if isinstance(subspace, int) and 0 <= subspace < len(names):
-            return subspace
-        raise ValueError(
-            f"subspace: got {subspace!r}, wanted one of {', '.join(map(repr, names))} or 0 to {len(names) - 1}"
-        )
+        if not isinstance(subspace, str) and 0 <= subspace < len(names):
+            return int(subspace)
+        raise ValueError(f"subspace: got {subspace!r}, {wanted}")
 
     def subspace_view(self, embedding: Tensor | SubspaceOutput, subspace: str | int) -> Tensor:
         """The embedding as one subspace sees it, ``embedding * m_k``, (N, D): features for use after training.
@@ -199,6 +210,7 @@ class MaskedSubspaceHead(nn.Module):
             ('crop', 'noise')
         """
         names = _subspace_names(subspaces)
+        check_is("new", new, list | tuple, "a list of names")
         for name in new:
             if name in self.subspaces or name not in names:
                 wanted = "a name that the head does not have" if name in self.subspaces else "one of subspaces"
@@ -246,18 +258,13 @@ class _Predictor(nn.Linear):
 
 
 def _subspace_names(subspaces: int | Sequence[str]) -> tuple[str, ...]:
-    if isinstance(subspaces, bool) or not isinstance(subspaces, int | Sequence) or isinstance(subspaces, str):
-        raise TypeError(f"subspaces: got {subspaces!r}, wanted their number or a sequence of names")
-    if isinstance(subspaces, int):
-        if subspaces < 1:
-            raise ValueError(f"subspaces: got {subspaces}, wanted at least 1")
-        return tuple(str(k) for k in range(subspaces))
-    check_names("subspaces", subspaces)
-    return tuple(subspaces)
+    if isinstance(subspaces, Iterable):
+        return check_names("subspaces", subspaces)
+    return tuple(str(k) for k in range(check_count("subspaces", subspaces)))
 
 
 def _width(end: Literal["input", "output"], given: int | None, projector: nn.Module) -> int:
-    width = infer_width(projector, end) if given is None else given
+    width = infer_width(projector, end) if given is None else check_count(f"{end}_dim", given)
     if width is None:
         raise ValueError(
             f"{end}_dim: got None, wanted the width of the projector's {end}, "

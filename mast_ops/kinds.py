@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mast_ops._checks import check_index, values_are_free
+from mast_ops._checks import check_dense, check_index, values_are_free
 
 CHOICES = ("single", "all", "mixed", "all_but_one")
 
@@ -42,6 +42,7 @@ def check_kinds(kinds: Tensor, num_augmentations: int, name: str = "kinds") -> N
     wanted = f"(S, {num_augmentations}), one column for each of K={num_augmentations} augmentations"
     if not isinstance(kinds, Tensor):
         raise TypeError(f"{name}: got {type(kinds).__name__}, wanted a boolean tensor of shape {wanted}")
+    check_dense(name, kinds)
     if kinds.dim() != 2 or kinds.shape[0] == 0 or kinds.shape[1] != num_augmentations:
         some = ", S >= 1" if kinds.shape[:1] == (0,) else ""
         raise ValueError(f"{name}: got shape {tuple(kinds.shape)}, wanted {wanted}{some}")

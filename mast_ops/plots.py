@@ -15,7 +15,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from mast_ops._checks import check_masks, check_names
+from mast_ops._checks import check_count, check_fraction, check_is, check_masks, check_names, shown
 from mast_ops._precision import exact
 from mast_ops.analysis import (
     _check_finite,
@@ -57,6 +57,7 @@ def plot_masks(masks: Tensor, names: Sequence[str], *, ax: Axes | None = None) -
         TypeError, ValueError: masks are not a finite floating-point (K, D), or names not K unique names.
     """
     _check(masks, names)
+    _check_axes(ax)
     masks = exact(masks).abs().cpu()
     ax = _axes(ax, 7.5, 1.3 + 0.3 * len(names))
     image = ax.imshow(masks[:, _by_users(masks)].numpy(), cmap=_SHADES, vmin=0, vmax=float(masks.max()) or 1.0)
@@ -76,6 +77,7 @@ def plot_overlap(masks: Tensor, names: Sequence[str], *, ax: Axes | None = None)
     Arguments and errors: `plot_masks`.
     """
     _check(masks, names)
+    _check_axes(ax)
     overlap = mask_overlap(masks).cpu()
     side = 2.0 + 0.45 * len(names)
     ax = _axes(ax, side + 0.6, side)
@@ -95,6 +97,7 @@ def plot_sharing(masks: Tensor, names: Sequence[str], *, threshold: float = 0.5,
     Arguments and errors: `plot_masks`, and the threshold of `analysis.open_dimensions`.
     """
     _check(masks, names)
+    _check_axes(ax)
     unique, shared, unused = (part.sum(dim=-1).cpu() for part in mask_sharing(masks, threshold=threshold))
     ax = _axes(ax, 6.0, 1.5 + 0.3 * len(names))
     places = list(range(len(names)))
@@ -117,6 +120,7 @@ def plot_summary(masks: Tensor, names: Sequence[str], *, threshold: float = 0.5)
     Arguments and errors: `plot_sharing`.
     """
     _check(masks, names)
+    check_fraction("threshold", threshold)
     side, high = 2.4 + 0.45 * len(names), 1.6 + 0.3 * len(names)
     figure = Figure(figsize=(side + 6.2, high + side), layout="constrained")
     grid = figure.add_gridspec(2, 2, height_ratios=(high, side), width_ratios=(side, 6.2))
@@ -142,13 +146,20 @@ def plot_uncertainty(curves: Mapping[str, tuple[Tensor, Tensor]], *, bins: int =
         TypeError, ValueError: no curves; a curve is not two finite floating-point tensors of one shape (N,);
             bins is not a whole number >= 1.
     """
-    check_names("curves", list(curves))
+    _check_axes(ax)
+    check_is("curves", curves, Mapping, "name -> (strength, log_variance)")
+    check_names("curves", curves)
+    check_count("bins", bins)
+    for name, curve in curves.items():
+        if not isinstance(curve, tuple | list) or len(curve) != 2:
+            raise TypeError(f"curves: got {shown(curve)} for {name!r}, wanted (strength, log_variance)")
+        strength, log_variance = curve
+        _check_vector(f"curves: strength of {name!r}", strength)
+        _check_vector(f"curves: log_variance of {name!r}", log_variance, ("the strength", strength))
+        _check_finite(f"curves: strength of {name!r}", strength)
+        _check_finite(f"curves: log_variance of {name!r}", log_variance)
     lines = []
     for name, (strength, log_variance) in curves.items():
-        _check_vector(f"strength of {name!r}", strength)
-        _check_vector(f"log_variance of {name!r}", log_variance, ("the strength", strength))
-        _check_finite(f"strength of {name!r}", strength)
-        _check_finite(f"log_variance of {name!r}", log_variance)
         binned = uncertainty_by_strength(log_variance, strength, bins=bins)
         rho = float(spearman(strength, log_variance))
         label = f"{name} (\u03c1 {'undefined' if isnan(rho) else f'= {rho:z.2f}'})"
@@ -186,6 +197,11 @@ def _by_users(masks: Tensor) -> Tensor:
     for key in (*reversed(1 - used), users.masked_fill(users == 0, len(masks) + 1)):  # the last one decides
         order = order[key[order].argsort(stable=True)]
     return order
+
+
+def _check_axes(ax: Axes | None) -> None:
+    if ax is not None:
+        check_is("ax", ax, Axes, "axes of matplotlib, or None")
 
 
 def _axes(ax: Axes | None, width: float, height: float) -> Axes:

@@ -64,11 +64,11 @@ class MaskRegularizerSum(MaskRegularizer):
     def __init__(self, regularizers: Sequence[MaskRegularizer], weights: "Sequence[float | Schedule]") -> None:
         super().__init__()
         for name, value in (("regularizers", regularizers), ("weights", weights)):
-            check_is(name, value, Sequence, "a sequence")
-        if not regularizers or len(regularizers) != len(weights):
-            raise ValueError(
-                f"weights: got {len(weights)} for {len(regularizers)} regularizers, wanted one each and at least one"
-            )
+            check_is(name, value, list | tuple, "a list")
+        if not regularizers:
+            raise ValueError("regularizers: got none, wanted at least one")
+        if len(regularizers) != len(weights):
+            raise ValueError(f"weights: got {len(weights)} for {len(regularizers)} regularizers, wanted one each")
         for regularizer, weight in zip(regularizers, weights, strict=True):
             check_is("regularizers", regularizer, MaskRegularizer, "regularizers of masks")
             _check_weight("weights", weight)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
-from mast_ops._checks import check_names
+from mast_ops._checks import check_flag, check_names
 from mast_ops.kinds import kinds_of, names_of_kinds
 
 Augmentation = Callable[..., Any]
@@ -131,6 +131,7 @@ class FactorizedViews:
         for name, call in (*calls.items(), ("finalize", finalize)):
             if not callable(call) and not (name == "finalize" and call is None):
                 raise TypeError(f"{name}: got {type(call).__name__}, wanted a callable")
+        check_flag("batched", batched)
         kinds, shares = kinds_of(pairs, len(names))
         if weights is not None:
             if isinstance(pairs, float):

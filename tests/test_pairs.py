@@ -823,31 +823,48 @@ def test_tiny_pairs_that_are_alike_have_no_mismatch(size, kinds, distance):
     torch.testing.assert_close(mismatch(z, -z), torch.full((N,), 2.0))
 
 
-@pytest.mark.parametrize("backend", ["eager", "chunked", "triton"])
-@pytest.mark.parametrize("alike", [False, True])
-@pytest.mark.parametrize("normalize", [False, True])
-@pytest.mark.parametrize("granularity", WIDTHS)
-@pytest.mark.parametrize("case", ["-90", "90", "both"])
-@pytest.mark.parametrize("kind", [None, KIND], ids=["alone", "mixed"])
-@pytest.mark.filterwarnings("ignore::RuntimeWarning")
-def test_extreme_variances_give_no_nan(case, granularity, normalize, alike, kind, backend):
-    """``exp(90)`` does not fit float32; what is alike stays so however certain the prediction."""
+def doubtful(by, granularity, alike, backend, **options):
+    """The value and its gradients where log-variances are far from 0, in float32."""
     if backend == "triton":
         pytest.importorskip("triton")
     x = make(TABLE, dtype=torch.float32)
-    lv = torch.full((N, WIDTHS[granularity](K, D)), -90.0 if case == "-90" else 90.0)
-    if case == "both":
-        lv[::2] = -90
-    leaves = [x.z0, x.z0.detach().clone().requires_grad_() if alike else x.z1, x.masks, lv.requires_grad_()]
-    value = MF.uncertainty_invariance(
-        *leaves[:3], kinds=TABLE, kind=kind, log_variance=lv, granularity=granularity, normalize=normalize,
-        backend=backend,
-    )  # fmt: skip
-    assert not value.isnan().any()
-    if alike:
-        assert value.isfinite().all()
-    for gradient in torch.autograd.grad(value.sum(), leaves):
-        assert not gradient.isnan().any()
+    lv = torch.tensor(by).repeat(N // len(by))[:, None].repeat(1, WIDTHS[granularity](K, D)).requires_grad_()
+    leaves = [x.z0, x.z0.detach().clone().requires_grad_() if alike else x.z1, x.masks, lv]
+    doubt = {"log_variance": lv, "granularity": granularity, "backend": backend}
+    value = MF.uncertainty_invariance(*leaves[:3], kinds=TABLE, **doubt, **options)
+    return value, *torch.autograd.grad(value.sum(), leaves)
+
+
+extremes = pytest.mark.parametrize("kind", [None, KIND], ids=["alone", "mixed"])
+backends = pytest.mark.parametrize("backend", ["eager", "chunked", "triton"])
+
+
+@extremes
+@backends
+@pytest.mark.parametrize("alike", [False, True])
+@pytest.mark.parametrize("options", [{}, {"normalize": True}, {"reduction": "mean"}], ids=str)
+@pytest.mark.parametrize("granularity", WIDTHS)
+@pytest.mark.parametrize("by", [(-80.0,), (80.0,), (-80.0, 80.0)])
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_far_variances_are_finite(by, granularity, options, alike, kind, backend):
+    assert all(x.isfinite().all() for x in doubtful(by, granularity, alike, backend, kind=kind, **options))
+
+
+@extremes
+@backends
+@pytest.mark.parametrize("granularity", WIDTHS)
+@pytest.mark.parametrize("by", [(-90.0,), (90.0,), (-90.0, 90.0)])
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_variances_beyond_float32_give_no_nan(by, granularity, kind, backend):
+    """``exp(90)`` does not fit: what is apart may cost infinitely much, and what is alike costs its doubt alone."""
+    value, g_z0, g_z1, _, g_variance = doubtful(by, granularity, False, backend, kind=kind)
+    assert not any(x.isnan().any() for x in (value, g_z0, g_z1, g_variance))
+    value, *gradients = doubtful(by, granularity, True, backend, kind=kind)
+    assert value.isfinite().all()
+    if granularity == "dimension":
+        assert all(x.isfinite().all() for x in gradients)
+    value = doubtful(by, granularity, True, backend, kind=kind, reduction="mean")[0]
+    assert value.isfinite()
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

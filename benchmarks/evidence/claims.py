@@ -35,7 +35,8 @@ def result(document: dict[str, Any]) -> str:
     fixed = _figure(_difference(methods, "vicreg/mast", "vicreg/fixed-sensitive"))
     return "\n".join(table) + (
         "\n\nThe limit: these are small images and a small network, trained for "
-        f"{document['settings']['steps']} steps. No result of the paper was reproduced. Learned masks do no better than fixed ones "
+        f"{document['settings']['steps']} steps. No result of the paper was reproduced. "
+        f"Learned masks do no better than fixed ones "
         f"({fixed} points apart), and BYOL gains little."
     )
 
@@ -96,13 +97,15 @@ def _gains(methods: Runs) -> list[str]:
     rest = [value for key, value in sharp.items() if key != "mast"]
     return [
         "**One set of features serves more of the six tasks.** On VICReg the mean of MAST is "
-        f"{lead['composed']} points above that of pairs that differ in all augmentations. It is {lead['looc']} points above one space for each "
+        f"{lead['composed']} points above that of pairs that differ in all augmentations. "
+        f"It is {lead['looc']} points above one space for each "
         f"set of all but one, {lead['factorised']} above pairs that differ in one augmentation without masks, and "
         f"{lead['fixed']} above fixed masks without sensitivity. On SimCLR these four leads are "
         f"{other['composed']}, {other['looc']}, {other['factorised']} and {other['fixed']}.",
         "**The gain has two sources.** A mask leaves dimensions free, and the sensitivity term asks these dimensions "
         f"to change with the mask's augmentation. Fixed masks gain {sensitivity} points by sensitivity, of the "
-        f"{lead['composed']} above. It is what keeps sharpness: {sharp['mast']:.0f} % against {min(rest):.0f} to {max(rest):.0f} % "
+        f"{lead['composed']} above. It is what keeps sharpness: "
+        f"{sharp['mast']:.0f} % against {min(rest):.0f} to {max(rest):.0f} % "
         "without it.",
         f"**Learning the masks does not pay.** Fixed disjoint masks with the same sensitivity term do as well: "
         f"the means are {lead['fixed-sensitive']} points apart.",
@@ -163,7 +166,8 @@ def _uncertainty(methods: Runs, noise: Runs) -> list[str]:
         f"whole ones (AUROC {auroc:.2f}). A model that never saw a spoiled pair calls spoiled views *certain* "
         f"(AUROC {blind:.2f}).",
         "**Not reproduced: uncertainty that rises with strength.** The rank correlation with the strength of "
-        f"all augmentations together is {rho:.2f}. Uncertainty rises for rotation and colour, and falls for blur and scale.",
+        f"all augmentations together is {rho:.2f}. Uncertainty rises for rotation and colour, "
+        f"and falls for blur and scale.",
     ]
 
 
@@ -176,7 +180,8 @@ def _relation(relation: Runs) -> str:
     )
     return (
         "**Not reproduced: overlap of masks that shows which augmentations are related.** A seventh augmentation, "
-        "tint, moved the same hue as colour did. Among 21 pairs of masks, colour and tint should have ranked first. They "
+        "tint, moved the same hue as colour did. Among 21 pairs of masks, "
+        "colour and tint should have ranked first. They "
         f"ranked {fast} by seed where masks learned ten times as fast as the model, and {slow} where they learned "
         "at its rate."
     )

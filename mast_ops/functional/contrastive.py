@@ -5,7 +5,15 @@ from einops import rearrange, repeat
 from torch import Tensor
 
 from mast_ops import ops
-from mast_ops._checks import check_choice, check_embedding, check_index, check_positive, check_views, values_are_free
+from mast_ops._checks import (
+    check_choice,
+    check_embedding,
+    check_flag,
+    check_index,
+    check_positive,
+    check_views,
+    values_are_free,
+)
 from mast_ops._precision import no_autocast, wide
 from mast_ops.functional.distance import REDUCTIONS, Reduction
 from mast_ops.ops import Backend, Contrast
@@ -75,6 +83,7 @@ def subspace_info_nce(
         tensor([0.0001, 0.0001])
     """
     check_choice("reduction", reduction, REDUCTIONS)
+    check_flag("symmetric", symmetric)
     check_temperature(temperature)
     pairs, sample0, sample1 = check_samples(
         z0, z1, masks, kinds=kinds, kind=kind, samples=(sample0, sample1), gather_distributed=gather_distributed

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from mast_ops import ops
-from mast_ops._checks import check_alike, check_choice
+from mast_ops._checks import check_alike, check_choice, check_flag, check_floats
 from mast_ops._precision import no_autocast, widen
 from mast_ops.functional.distance import REDUCTIONS, Reduction, cosine_of_pairs, mean_gap
 from mast_ops.ops import Backend, Gap
@@ -30,6 +30,7 @@ def combine_log_variance(log_variance0: Tensor, log_variance1: Tensor) -> Tensor
 
     Raises:
         ValueError: Shapes, dtypes or devices differ.
+        TypeError: One of them is no dense floating-point tensor.
 
     Source: ours.
 
@@ -39,6 +40,8 @@ def combine_log_variance(log_variance0: Tensor, log_variance1: Tensor) -> Tensor
         >>> combine_log_variance(torch.zeros(2), torch.tensor([0.0, 200.0]))
         tensor([  0.6931, 200.0000])
     """
+    for name, log_variance in (("log_variance0", log_variance0), ("log_variance1", log_variance1)):
+        check_floats(name, log_variance)
     check_alike("log_variance1", log_variance1, "log_variance0", log_variance0)
     return torch.logaddexp(*widen(log_variance0, log_variance1))
 
@@ -126,6 +129,7 @@ def uncertainty_invariance(
     """
     check_choice("distance", distance, DISTANCES)
     check_choice("reduction", reduction, REDUCTIONS)
+    check_flag("normalize", normalize)
     if (log_variance is None) != (granularity is None):
         missing, given = ("granularity", "log_variance") if granularity is None else ("log_variance", "granularity")
         raise ValueError(f"{missing}: got None beside {given}, wanted both or neither")

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from mast_ops import ops
-from mast_ops._checks import check_alike, check_non_negative
+from mast_ops._checks import check_alike, check_flag, check_non_negative
 from mast_ops.functional import combine_log_variance
 from mast_ops.functional.sensitivity import sensitivity
 from mast_ops.ops import Backend, check_backend
@@ -108,6 +108,7 @@ class SubspaceLoss(nn.Module, ABC):
         kind: Tensor | None = None,
         return_components: bool = False,
     ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
+        check_flag("return_components", return_components)
         pairs = pairs_of(out0, out1, masks=masks, kinds=kinds, kind=kind)
         return self.of_pairs(pairs, return_components)
 

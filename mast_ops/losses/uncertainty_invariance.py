@@ -1,6 +1,6 @@
 from typing_extensions import override
 
-from mast_ops._checks import check_choice
+from mast_ops._checks import check_choice, check_flag
 from mast_ops.functional.uncertainty import DISTANCES, Distance, invariance
 from mast_ops.losses._base import SubspaceLoss, Terms
 from mast_ops.ops import Backend
@@ -50,6 +50,7 @@ class UncertaintyInvarianceLoss(SubspaceLoss):
     ) -> None:
         super().__init__(gather_distributed=gather_distributed, backend=backend)
         check_choice("distance", distance, DISTANCES)
+        check_flag("normalize", normalize)
         self.distance, self.normalize = distance, normalize
 
     @override

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from mast_ops._checks import check_choice, check_non_negative, check_positive
+from mast_ops._checks import check_choice, check_flag, check_non_negative, check_positive
 from mast_ops.functional.moments import check_batch, moments
 from mast_ops.functional.uncertainty import invariance, pair_weights
 from mast_ops.losses._base import SubspaceLoss, Terms
@@ -70,6 +70,7 @@ class SubspaceVICRegLoss(SubspaceLoss):
         for name, weight in (("lambda_param", lambda_param), ("mu_param", mu_param), ("nu_param", nu_param)):
             check_non_negative(name, weight)
         check_positive("eps", eps)
+        check_flag("normalize", normalize)
         check_choice("scope", scope, ("embedding", "subspace"))
         self.lambda_param, self.mu_param, self.nu_param = lambda_param, mu_param, nu_param
         self.eps, self.scope, self.normalize = eps, scope, normalize

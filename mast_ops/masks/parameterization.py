@@ -8,7 +8,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from mast_ops._checks import check_count, check_number, check_positive
+from mast_ops._checks import check_count, check_is, check_number, check_positive
 
 
 class MaskParameterization(nn.Module, ABC):
@@ -78,6 +78,7 @@ class MaskParameterization(nn.Module, ABC):
         Raises:
             ValueError: No rows, or one that is not there.
         """
+        check_is("rows", rows, list | tuple, "a list of indices")
         if not rows:
             raise ValueError("rows: got none, wanted at least one")
         chosen = copy.deepcopy(self)
@@ -86,7 +87,7 @@ class MaskParameterization(nn.Module, ABC):
         for i, row in enumerate(rows):
             if row is None:
                 continue
-            if not 0 <= row < self.num_subspaces:
+            if not check_count("rows", row, least=0) < self.num_subspaces:
                 raise ValueError(f"rows: got {row}, wanted 0 to {self.num_subspaces - 1}, or None")
             chosen.weight.data[i] = self.weight.data[row]
         return chosen

@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from mast_ops._checks import check_flag
 from mast_ops.ops._library import differentiate, register
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -25,7 +26,9 @@ def ranks(gather_distributed: bool) -> int:
 
     Raises:
         ValueError: It is asked for, and this build of PyTorch has no torch.distributed.
+        TypeError: ``gather_distributed`` is no bool.
     """
+    check_flag("gather_distributed", gather_distributed)
     if not gather_distributed:
         return 1
     if not dist.is_available():

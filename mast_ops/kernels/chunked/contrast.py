@@ -61,6 +61,7 @@ class _Side(NamedTuple):
         kept = mask != 0
         dims = kept.nonzero()[:, 0] if kept.sum() < _SPARSE * len(mask) else None
         if dims is not None:
+            dims = dims if len(dims) else dims.new_zeros(1)  # to carry a NaN
             mask = mask[dims]
         unit = cls._select(raw, dims) * mask
         norm = unit.square().sum(1).sqrt_().add_(poison)
@@ -82,6 +83,9 @@ class _Side(NamedTuple):
         """
         along = (self.unit * gradient).sum(1)
         total = along.sum()
+        if self.dims is not None and not total.isfinite():
+            g_raw += 0 * along[:, None]  # what no mask keeps must not look finite either
+            g_mask += 0 * total
         along.masked_fill_(self.tiny, 0)
         gradient.addcmul_(self.unit, along[:, None], value=-1).mul_((self.inverse_norm * scale)[:, None])
         g_own_mask = (gradient * self._select(self.raw, self.dims)).sum(0)

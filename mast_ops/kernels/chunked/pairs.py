@@ -175,7 +175,13 @@ def _values(gap: Gap, tile: _Tile) -> Tensor:
     if gap.log_variance is None or gap.scale is None:
         return square
     price = _take(gap.log_variance, tile)
-    return square.mul_(price.neg().exp_()).add_(price).mul_(gap.scale[:, tile.dims])
+    certainty = _certainty(price)
+    return square.mul_(certainty).mul_(certainty).add_(price).mul_(gap.scale[:, tile.dims])
+
+
+def _certainty(log_variance: Tensor) -> Tensor:
+    """One over the deviation, to multiply by twice: nothing over a tiny variance stays nothing."""
+    return log_variance.mul(-0.5).exp_()
 
 
 class _GapGradients(NamedTuple):
@@ -190,15 +196,18 @@ class _GapGradients(NamedTuple):
     def write(self, slope: Tensor, gap: Gap, tile: _Tile) -> None:
         """The gradients in a tile, given that of the gap there: for each sample, or one for all."""
         x0, x1 = _take(gap.z0, tile), _take(gap.z1, tile)
+        certainty = None
         if gap.log_variance is not None and gap.scale is not None and self.log_variance is not None:
-            weight = _take(gap.log_variance, tile).neg().exp_()
+            certainty = _certainty(_take(gap.log_variance, tile))
             slope = slope * gap.scale[:, tile.dims]
-            certain = 1 - F.mse_loss(x0, x1, reduction="none").mul_(weight)
+            certain = 1 - F.mse_loss(x0, x1, reduction="none").mul_(certainty).mul_(certainty)
             room = _room(self.log_variance, tile, certain.dtype)
             _store(self.log_variance, torch.mul(slope, certain, out=room), tile)
-            slope = weight.mul_(slope)
+            slope = slope * certainty
         g0, g1 = _room(self.z0, tile, x0.dtype), _room(self.z1, tile, x0.dtype)
         torch.ops.aten.mse_loss_backward(slope.expand_as(x0), x0, x1, 0, grad_input=g0)
+        if certainty is not None:
+            g0.mul_(certainty)
         _store(self.z0, g0, tile)
         _store(self.z1, torch.neg(g0, out=g1), tile)
 

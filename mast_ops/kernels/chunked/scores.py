@@ -66,7 +66,7 @@ class Scores:
         bounds = torch.searchsorted(pairs[0], torch.tensor([r.start for r in self.rows[1:]], device=pairs[0].device))
         splits = [index.tensor_split(bounds.cpu()) for index in pairs]
         self.pairs = list(zip(*splits, strict=True))
-        self.kept: list[Tensor] | None = None
+        self.kept: list[tuple[Tensor, Tensor]] | None = None
 
     def keep(self) -> None:
         """Let the second pass find the blocks of the first, if they are few enough."""
@@ -79,8 +79,7 @@ class Scores:
         positive = self.anchors.new_zeros(self.shape[0])
         column_positive = self.anchors.new_zeros(self.shape[1])
         for index, rows in enumerate(self.rows):
-            block, i, j = self._block(index)
-            logits = block[i, j]
+            block, i, j, logits = self._block(index)
             positive.index_add_(0, i + rows.start, logits)
             block = self._raise(block, index)
             lse.add(rows, block, 1)
@@ -92,13 +91,15 @@ class Scores:
                 positive.index_add_(0, j[below] + rows.start, logits[below])
                 lse.add(slice(rows.stop, None), block[:, rows.stop - rows.start :], 0)
             if self.kept is not None:
-                self.kept.append(block)
-        value = lse.value()
-        loss = value - positive / self.row_count
+                self.kept.append((block, logits))
+        positive /= self.row_count
+        value = lse.value(positive)
+        loss = value - positive
         if column_lse is None:
             return Statistics((loss, None), (value, None))
-        column_value = column_lse.value()
-        return Statistics((loss, column_value - column_positive / self.column_count), (value, column_value))
+        column_positive /= self.column_count
+        column_value = column_lse.value(column_positive)
+        return Statistics((loss, column_value - column_positive), (value, column_value))
 
     def gradients(self, grads: Some, lse: Some) -> tuple[Tensor, Tensor]:
         """Gradients of the packed anchors and candidates before the temperature; one tensor where symmetric."""
@@ -111,15 +112,15 @@ class Scores:
         for index, rows in enumerate(self.rows):
             first = rows.start if self.form.symmetric else 0
             if self.kept is None:
-                block, i, j = self._block(index)
+                block, i, j, logits = self._block(index)
                 block = self._raise(block, index)
             else:
-                block, i, j = self.kept[index], *self._local(index)
+                (block, logits), (i, j) = self.kept[index], self._local(index)
             weight = self._weight(block, (row, column), rows, first)
-            at_positives = row.at_positive[i + rows.start]
+            at_positives = row.at_positives(i + rows.start, logits)
             if column is not None:
-                at_positives = at_positives + column.at_positive[j + first]
-            weight.index_put_((i, j), -at_positives, accumulate=True)
+                at_positives += column.at_positives(j + first, logits)
+            weight.index_put_((i, j), at_positives)
             g_anchors[rows].addmm_(weight, self.candidates[first:], beta=1 if self.form.symmetric else 0)
             past = rows.stop if self.form.symmetric else 0
             g_candidates[past:].addmm_(weight[:, past - first :].T, self.anchors[rows])
@@ -145,8 +146,8 @@ class Scores:
         height: int = rows.stop - rows.start
         return height * (self.shape[1] - (rows.start if self.form.symmetric else 0))
 
-    def _block(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits of a block of rows, and where in it the positives are."""
+    def _block(self, index: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Logits of a block of rows, where in it the positives are, and theirs."""
         rows = self.rows[index]
         first = rows.start if self.form.symmetric else 0
         shape = rows.stop - rows.start, self.shape[1] - first
@@ -154,7 +155,11 @@ class Scores:
         block.addmm_(self.anchors[rows], self.candidates[first:].T, beta=0, alpha=self.scale)
         if self.form.itself is not None:
             block.scatter_(1, self.form.itself[rows, None] - first, -torch.inf)
-        return block, *self._local(index)
+        i, j = self._local(index)
+        if self.form.symmetric:  # a score and its mirror image, from two products, may differ in the last digit
+            below = j < i
+            block[i[below], j[below]] = block[j[below], i[below]]
+        return block, i, j, block[i, j]
 
     def _local(self, index: int) -> tuple[Tensor, Tensor]:
         i, j = self.pairs[index]
@@ -190,8 +195,15 @@ class _LogSumExp:
         self.sum[where] = self.sum[where] * (self.top[where] - top).exp_() + new
         self.top[where] = top
 
-    def value(self) -> Tensor:
-        return self.top + self.sum.log()
+    def value(self, positive: Tensor) -> Tensor:
+        """``positive``: mean score of each row's positives."""
+        value = self.top + self.sum.log()
+        if not self.raised:
+            return value
+        # Where one score is all of the sum, this is that score, to the last digit: the logarithm of a large number
+        # is not, and a gradient that is the difference of two numbers alike would be left with the rounding.
+        shift = torch.fmax(positive, value - 40).clamp_min(-_SAFE)
+        return shift + (self.sum * (-shift).exp_()).log_()
 
 
 class _Softmax:
@@ -200,4 +212,8 @@ class _Softmax:
     def __init__(self, lse: Tensor, gradient: Tensor, count: Tensor, raised: bool) -> None:
         self.lse, self.gradient = lse, gradient
         self.factor = gradient * (-lse).exp_() if raised else gradient
-        self.at_positive = gradient / count
+        self.share = gradient / count
+
+    def at_positives(self, index: Tensor, logits: Tensor) -> Tensor:
+        """Gradient of the losses of these rows by a positive's score each, of which ``logits`` are those."""
+        return (logits - self.lse[index]).exp_().mul_(self.gradient[index]).sub_(self.share[index])

@@ -42,8 +42,8 @@ def _scores(x0: Tensor, z1: Tensor, inverse_temperature: Tensor, own: Tensor | N
     a = F.normalize(x0, dim=1, eps=EPS)
     if own is None:
         return a @ F.normalize(z1, dim=1, eps=EPS).T * inverse_temperature
-    norm = (own.square() @ z1.square().T).clamp_min(EPS * EPS).rsqrt()
-    return (a * own) @ z1.T * norm * inverse_temperature
+    norm = (own.square() @ z1.square().T).clamp_min(EPS * EPS).sqrt()
+    return (a * own) @ z1.T / norm * inverse_temperature
 
 
 def _loss(score: Tensor, positive: Tensor, dim: int) -> Tensor:

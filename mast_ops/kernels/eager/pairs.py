@@ -28,11 +28,11 @@ def products(z0: Tensor, z1: Tensor, table: Table) -> tuple[Tensor, Tensor, Tens
 
 def _values(gap: Gap) -> Tensor:
     z0, z1 = widen(gap.z0, gap.z1)
-    square = (z0 - z1).square()
     if gap.log_variance is None or gap.scale is None:
-        return square
+        return (z0 - z1).square()
     (log_variance,) = widen(gap.log_variance)
-    return gap.scale * (square * (-log_variance).exp() + log_variance)
+    # By the deviation before it is squared: nothing over a tiny variance stays nothing, and so does its gradient.
+    return gap.scale * (((z0 - z1) * (-0.5 * log_variance).exp()).square() + log_variance)
 
 
 def _pool(x: Tensor, table: Table) -> Tensor:

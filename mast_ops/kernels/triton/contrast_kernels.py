@@ -269,11 +269,21 @@ def unpack(
             part_grad += part
         dot += tl.sum(pull * tl.load(packed + slots, mask=live, other=0).to(tl.float32), 1)
     tl.store(alignment + tl.program_id(0), tl.sum(dot, 0))
+    source = tl.load(order + first + rows, mask=rows < total, other=0)[:, None]
+    g_mask += tl.program_id(0).to(tl.int64) * D
+    bad = dot * 0  # NaN where it is not finite
+    if tl.sum(bad, 0) != 0:
+        for d in range(0, D, BLOCK_D):  # what no mask keeps must not look finite either
+            dims = d + tl.arange(0, BLOCK_D)
+            target = g_z + source * D + dims[None, :]
+            inside = dims < D
+            both = live & inside[None, :]
+            tl.store(target, tl.load(target, mask=both, other=0) + bad[:, None], mask=both)
+            tl.store(g_mask + dims, tl.zeros((BLOCK_D,), tl.float32) + tl.sum(bad, 0), mask=inside)
 
     inverse = tl.load(inverse_norm + rows)
     dot = tl.where(inverse < 0.999 / _EPS, dot, 0.0)[:, None]  # a norm below eps is a constant
     scale = (inverse * tl.load(factor))[:, None]
-    source = tl.load(order + first + rows, mask=rows < total, other=0)[:, None]
     for d in range(0, depth, BLOCK_D):
         ordinals = d + tl.arange(0, BLOCK_D)
         inside = ordinals < tl.load(count)
@@ -287,7 +297,7 @@ def unpack(
         dims = tl.load(kept + ordinals, mask=inside, other=0)
         both = live & inside[None, :]
         x = tl.load(z + source * stride_n + dims[None, :] * stride_d, mask=both, other=0).to(tl.float32)
-        tl.store(g_mask + tl.program_id(0).to(tl.int64) * D + dims, tl.sum(pull * x, 0), mask=inside)
+        tl.store(g_mask + dims, tl.sum(pull * x, 0), mask=inside)
         target = g_z + source * D + dims[None, :]
         pull *= tl.load(mask + dims, mask=inside, other=0)[None, :]
         tl.store(target, tl.load(target, mask=both, other=0) + pull, mask=both)

@@ -25,10 +25,12 @@ def _gap_sums(
         samples = (start + tl.arange(0, BLOCK_M)).to(tl.int64)
         inside = (samples < N)[:, None] & (dims < D)[None, :]
         gap = read(z0, samples, dims, z0_n, z0_d, inside) - read(z1, samples, dims, z1_n, z1_d, inside)
-        gap = gap * gap
         if log_variance is not None:
             v = read(log_variance, samples, dims, v_n, v_d, inside)
-            gap = tl.load(scale + dims, mask=dims < D, other=0)[None, :] * (gap * tl.exp(-v) + v)
+            gap *= tl.exp(-0.5 * v)  # before the square: nothing over a tiny variance stays nothing
+            gap = tl.load(scale + dims, mask=dims < D, other=0)[None, :] * (gap * gap + v)
+        else:
+            gap = gap * gap
         if row is None:
             total += tl.sum(gap, 0)[None, :]
         else:
@@ -60,9 +62,10 @@ def _gap_sums_backward(
     if log_variance is not None:
         v = read(log_variance, samples, dims, v_n, v_d, inside)
         slope *= tl.load(scale + dims, mask=dims < D, other=0)[None, :]
-        weight = tl.exp(-v)
-        tl.store(g_log_variance + place, slope * (1 - gap * gap * weight), mask=inside)
-        slope *= weight
+        certainty = tl.exp(-0.5 * v)
+        gap *= certainty  # before the square, as in the forward pass
+        tl.store(g_log_variance + place, slope * (1 - gap * gap), mask=inside)
+        gap *= certainty
     tl.store(g_z0 + place, 2 * slope * gap, mask=inside)
     tl.store(g_z1 + place, -2 * slope * gap, mask=inside)
 

@@ -64,10 +64,12 @@ def _distance(
         dims = (start + tl.arange(0, BLOCK_D)).to(tl.int64)
         inside = (samples < N)[:, None] & (dims < D)[None, :]
         gap = read(z0, samples, dims, z0_n, z0_d, inside) - read(z1, samples, dims, z1_n, z1_d, inside)
-        gap = gap * gap
         if log_variance is not None:
             v = read(log_variance, samples, dims, v_n, v_d, inside)
-            gap = tl.load(scale + dims, mask=dims < D, other=0)[None, :] * (gap * tl.exp(-v) + v)
+            gap *= tl.exp(-0.5 * v)  # before the square: nothing over a tiny variance stays nothing
+            gap = tl.load(scale + dims, mask=dims < D, other=0)[None, :] * (gap * gap + v)
+        else:
+            gap = gap * gap
         masks = read(squared, own, dims, D, 1, (own < R)[:, None] & (dims < D)[None, :])
         pooled = _accumulate(pooled, gap, masks, row, PRECISION)
     out += tl.program_id(1).to(tl.int64) * N * (R if row is None else 1)
@@ -138,17 +140,18 @@ def _distance_backward(
         gap = read(z0, samples, dims, z0_n, z0_d, inside) - read(z1, samples, dims, z1_n, z1_d, inside)
         table, weight = _pull(grad, masks, squared, row, samples, dims, N, R, D, PRECISION, BLOCK_R)
         pooled = gap * gap
+        slope = 2 * weight * gap
         if log_variance is not None:
             v = read(log_variance, samples, dims, v_n, v_d, inside)
             unit = tl.load(scale + dims, mask=dims < D, other=0)[None, :]
-            weight *= unit
-            likelihood = pooled * tl.exp(-v)
-            tl.store(g_log_variance + place, weight * (1 - likelihood), mask=inside)
-            weight *= tl.exp(-v)
-            pooled = unit * (likelihood + v)
+            certainty = tl.exp(-0.5 * v)
+            gap *= certainty  # before the square, as in the forward pass
+            tl.store(g_log_variance + place, unit * weight * (1 - gap * gap), mask=inside)
+            slope = 2 * (unit * weight * gap) * certainty
+            pooled = unit * (gap * gap + v)
         total = product(tl.trans(table), pooled, total, PRECISION)
-        tl.store(g_z0 + place, 2 * weight * gap, mask=inside)
-        tl.store(g_z1 + place, -2 * weight * gap, mask=inside)
+        tl.store(g_z0 + place, slope, mask=inside)
+        tl.store(g_z1 + place, -slope, mask=inside)
     part = g_squared + tl.program_id(1).to(tl.int64) * R * D
     tl.store(part + rs.to(tl.int64)[:, None] * D + dims[None, :], total, mask=some)
 
