@@ -45,7 +45,7 @@ class FactorizedViews:
             batch: some draws are made for a part of the batch.
         pairs: what the pairs differ in. Default "mixed": half of them in one augmentation, which teaches each mask
             what its augmentation moves; half in all, as in plain training. This is the setting that our evidence
-            recommends (README, "Does it help?"). Further "single", "all", "all_but_one"; a float p, with which each
+            recommends (benchmarks/evidence). Further "single", "all", "all_but_one"; a float p, with which each
             augmentation differs with probability p, given that one at least does; or a boolean table (S, K), a row
             for each kind of pair and True where it differs. `mast_ops.kinds.kinds_of` says more.
         weights: the share of each kind, S finite numbers >= 0 that are not all 0; divided by their sum. Default:

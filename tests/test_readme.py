@@ -1,4 +1,4 @@
-"""README is short and its lines run; those of the table of codebases run in the surroundings that they belong to.
+"""README is short and its lines run; those for codebases run in the surroundings that each gives them.
 
 Peers are imported where they are used: the processes of a group import this file too.
 """
@@ -59,12 +59,17 @@ class Scope(dict):
         self.makers = makers or Makers
 
 
+def drawn(x: torch.Tensor) -> torch.Tensor:
+    """One number for each image: x is one, or a batch."""
+    return torch.rand(*x.shape[:-3], 1, 1, 1)
+
+
 class Makers:
     """What a script has before it is changed."""
 
     @staticmethod
     def augmentations(scope):
-        return {"crop": lambda x: x + 0.1 * torch.rand(1), "color": lambda x: x * (1 + 0.1 * torch.rand(1))}
+        return {"crop": lambda x: x + 0.1 * drawn(x), "color": lambda x: x * (1 + 0.1 * drawn(x))}
 
     @staticmethod
     def views(scope):
@@ -160,8 +165,7 @@ def test_every_page_is_reached_from_readme():
 def test_readme_snippet_trains():
     """The names that a reader has already are made here, all else is the snippet's."""
     (snippet,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
-    augmentations = [lambda x: x + torch.rand(len(x), 1, 1, 1), lambda x: x * torch.rand(len(x), 1, 1, 1)]
-    names = {"crop": augmentations[0], "jitter": augmentations[1], "blur": lambda x: x + torch.rand(len(x), 3, 1, 1)}
+    names = {"crop": lambda x: x + drawn(x), "jitter": lambda x: x * drawn(x), "blur": lambda x: x - drawn(x)}
     scope = execute([snippet], names)
     assert scope["features"].shape == (N, DIM)
     assert_trains(scope, scope["head"], scope["backbone"])
