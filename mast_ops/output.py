@@ -62,7 +62,7 @@ class SubspaceOutput(NamedTuple):
 
 
 class Word(str):
-    """A string in the output of an exported program, which can hold tensors and numbers alone: part of its structure."""
+    """A string in the output of an exported program, which holds tensors and numbers alone: part of its tree."""
 
     __slots__ = ()
 

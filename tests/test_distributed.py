@@ -20,6 +20,7 @@ from mast_ops import (
     SubspaceCosineLoss,
     SubspaceNTXentLoss,
     SubspaceOutput,
+    SubspaceSigmoidLoss,
     SubspaceVICRegLoss,
     UncertaintyInvarianceLoss,
 )
@@ -33,6 +34,7 @@ HOW = ["in every mask", "one at a time", "of kinds"]  # what is known of a pair
 SIZES = {2: (5, 2), 3: (4, 1, 3), 4: (2, 3, 1, 2)}  # an uneven batch for each number of ranks
 LOSSES = {
     "nt-xent": partial(SubspaceNTXentLoss, 0.3),
+    "sigmoid": partial(SubspaceSigmoidLoss, 3.0, -1.0),
     "vicreg": SubspaceVICRegLoss,
     "vicreg in subspaces": partial(SubspaceVICRegLoss, scope="subspace", normalize=False),
     "barlow twins": SubspaceBarlowTwinsLoss,
@@ -547,7 +549,7 @@ def nan_on_one(rank: int, name: str):
     z = torch.randn(2, 4, D)
     if rank == 1:
         z[0, 2, 1] = torch.nan
-    return LOSSES[name](gather_distributed=True)(*z, masks=torch.ones(K, D))
+    return LOSSES[name](gather_distributed=True)(*z, masks=torch.ones(K, D)).detach()
 
 
 @pytest.mark.parametrize("name", LOSSES)

@@ -74,7 +74,9 @@ def subspace_sigmoid(
     pairs, sample0, sample1 = check_samples(
         z0, z1, masks, kinds=kinds, kind=kind, samples=(sample0, sample1), gather_distributed=False
     )
-    run = Run(backend, gather_distributed)
+    run = Run(backend, gather_distributed).of(
+        "subspace_sigmoid", z0, masks, kinds, kind=kind is not None, reduction=reduction
+    )
     if given is None:
         sample0 = sample1 = run.own_samples(len(z0), z0.device)
     problem = problem_of(pairs, as_scalar(scale, z0), sample0)._replace(z1=z1, sample1=sample1)
