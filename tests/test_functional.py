@@ -293,7 +293,7 @@ def grad_cases():
         "subspace_variance": [(MF.subspace_variance, (z0, masks))],
         "subspace_covariance": [(MF.subspace_covariance, (z0, masks))],
         "subspace_moments": [(MF.subspace_moments, (z0, masks))],
-        "subspace_sup_con": [], "subspace_sensitivity": [
+        "subspace_sup_con": [], "subspace_sigmoid": [], "subspace_sensitivity": [
             # Views with the spread held still, which is a constant, are in test_sensitivity.py.
             (lambda m, w=w: MF.subspace_sensitivity(z0.detach(), z1.detach(), m, kind=kind, weight=w), (masks,))
             for w in (None, torch.rand(4, dtype=torch.float64))
@@ -309,6 +309,11 @@ def grad_cases():
                 cases[name].append(
                     (lambda a, b, m, t, f=f, s=s, r=r: f(a, b, m, temperature=t, kind=s, reduction=r), (*views, t))
                 )
+        b = torch.tensor(-0.5, dtype=torch.float64, requires_grad=True)
+        for r in ("none", "mean"):
+            o = {"kind": s, "reduction": r}
+            case = (lambda x, y, m, t, b, o=o: MF.subspace_sigmoid(x, y, m, scale=t, bias=b, **o), (*views, t, b))
+            cases["subspace_sigmoid"].append(case)
         labels = torch.tensor([0, 1, 0, 1])
         for r in ("none", "mean"):
             f = MF.subspace_sup_con

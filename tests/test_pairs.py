@@ -18,6 +18,7 @@ from mast_ops import (
     SubspaceCosineLoss,
     SubspaceNTXentLoss,
     SubspaceOutput,
+    SubspaceSigmoidLoss,
     SubspaceVICRegLoss,
     UncertaintyInvarianceLoss,
 )
@@ -118,6 +119,17 @@ def nt_xent(x):
         return contrast_of(views[i], views, mask_of_pair(x, i % n), [j], own=i)
 
     return torch.stack([(anchor(i, i + n) + anchor(i + n, i)) / 2 for i in range(n)])
+
+
+def sigmoid(x):
+    """``sum_j softplus(-l_ij (cos_ij / T - 2))``, where l is 1 for the pair's own second view and -1 for the others."""
+    n = len(x.z0)
+
+    def anchor(i):
+        scores = torch.stack([cosine(x.z0[i], x.z1[j], mask_of_pair(x, i)) / T - 2 for j in range(n)])
+        return F.softplus(torch.where(torch.arange(n) == i, -scores, scores)).sum()
+
+    return torch.stack([anchor(i) for i in range(n)])
 
 
 def classes(n):
@@ -236,6 +248,7 @@ FUNCTIONS = {
     "info_nce": (ours("subspace_info_nce", *VIEWS, temperature=T, reduction="none"), info_nce, None),
     "nt_xent": (ours("subspace_nt_xent", *VIEWS, temperature=T, reduction="none"), nt_xent, None),
     "sup_con": (ours_sup_con, sup_con, None),
+    "sigmoid": (ours("subspace_sigmoid", *VIEWS, scale=1 / T, bias=-2.0, reduction="none"), sigmoid, None),
     "barlow_twins": (ours("subspace_barlow_twins", *VIEWS), barlow_twins, None),
     "invariance": (
         ours("uncertainty_invariance", *VIEWS),
@@ -253,7 +266,7 @@ for _granularity in WIDTHS:
                 uncertain(_granularity, **_options),
                 _granularity,
             )
-MEANS = ["distance", "cosine", "info_nce", "nt_xent", "sup_con", "invariance"]
+MEANS = ["distance", "cosine", "info_nce", "nt_xent", "sup_con", "sigmoid", "invariance"]
 MEANS += [name for name in FUNCTIONS if " by " in name]
 PER_PAIR = MEANS
 
@@ -360,6 +373,8 @@ def test_the_mean_is_that_over_pairs(name, backend):
         got = function(x, **options)
     elif name == "sup_con":
         got = MF.subspace_sup_con(x.z0, classes(N), x.masks, kinds=x.kinds, kind=x.kind, temperature=T, **options)
+    elif name == "sigmoid":
+        got = ours("subspace_sigmoid", *VIEWS, scale=1 / T, bias=-2.0)(x, **options)
     else:
         got = ours(f"subspace_{name}", *VIEWS, temperature=T)(x, **options)
     assert_same(got, reference(x).mean(), leaves, leaves, rtol=1e-8, atol=1e-9)
@@ -432,6 +447,12 @@ def with_sensitivity(name, formula, weight, sign=1):
     return terms
 
 
+def sigmoid_loss():
+    loss = SubspaceSigmoidLoss(bias=-2.0).double()
+    nn.init.constant_(loss.log_scale, math.log(1 / T))  # in float64, and not rounded before
+    return loss
+
+
 LOSSES = {
     "vicreg": (SubspaceVICRegLoss(), lambda x, g: vicreg_terms(x, g, "embedding")),
     "vicreg in subspaces": (SubspaceVICRegLoss(scope="subspace"), lambda x, g: vicreg_terms(x, g, "subspace")),
@@ -440,6 +461,7 @@ LOSSES = {
         SubspaceCosineLoss(sensitivity_param=2.0),
         with_sensitivity("negative_cosine", per_pair(cosine), 2.0, -1),
     ),
+    "sigmoid": (sigmoid_loss(), with_sensitivity("sigmoid", sigmoid, 5.0)),
     "barlow": (SubspaceBarlowTwinsLoss(), barlow_terms),
     "likelihood": (UncertaintyInvarianceLoss(), invariance_terms("squared", False)),
     "normalised": (UncertaintyInvarianceLoss(normalize=True), invariance_terms("squared", True)),
@@ -519,7 +541,7 @@ def test_without_kind_every_mask_counts_alone_whatever_the_table(name, table):
     torch.testing.assert_close(plain, torch.stack(alone).mean())
 
 
-@pytest.mark.parametrize("name", ["distance", "cosine", "info_nce", "nt_xent", "sup_con", "invariance"])
+@pytest.mark.parametrize("name", ["distance", "cosine", "info_nce", "nt_xent", "sup_con", "sigmoid", "invariance"])
 def test_without_kind_a_function_gives_every_mask_alone(name):
     function, _, _ = FUNCTIONS[name]
     x = make(table_of("mixed"))
@@ -657,6 +679,7 @@ BOUNDARIES = {
     "subspace_info_nce": lambda *x, **o: MF.subspace_info_nce(*x, temperature=T, **o),
     "subspace_nt_xent": lambda *x, **o: MF.subspace_nt_xent(*x, temperature=T, **o),
     "subspace_sup_con": lambda z0, z1, m, **o: MF.subspace_sup_con(z0, classes(N), m, temperature=T, **o),
+    "subspace_sigmoid": lambda *x, **o: MF.subspace_sigmoid(*x, scale=1 / T, bias=-2.0, **o),
     "subspace_barlow_twins": MF.subspace_barlow_twins,
     "uncertainty_invariance": MF.uncertainty_invariance,
     "subspace_sensitivity": MF.subspace_sensitivity,
@@ -667,6 +690,7 @@ BOUNDARIES = {
             SubspaceNTXentLoss,
             SubspaceCosineLoss,
             SubspaceBarlowTwinsLoss,
+            SubspaceSigmoidLoss,
             UncertaintyInvarianceLoss,
         )
     },
