@@ -62,7 +62,7 @@ class SubspaceOutput(NamedTuple):
 
 
 class Word(str):
-    """A string in the output of an exported program, which holds tensors and numbers alone: part of its tree."""
+    """A string in the output of an exported program: part of its tree, for it holds tensors and numbers alone."""
 
     __slots__ = ()
 
