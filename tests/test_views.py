@@ -819,7 +819,7 @@ def test_default_collate_makes_a_batch():
         ([], {}, TypeError, "augmentations: got list"),
         ({}, {}, ValueError, "augmentations: got no names"),
         ({1: nothing}, {}, TypeError, "augmentations: got 1"),
-        ({"": nothing}, {}, TypeError, "augmentations: got ''"),
+        ({"": nothing}, {}, ValueError, "augmentations: got ''"),
         ({"crop": 3}, {}, TypeError, r"augmentations\['crop'\]: got int, wanted a callable"),
         ({"crop": None}, {}, TypeError, r"augmentations\['crop'\]: got NoneType, wanted a callable"),
         ({"finalize": None}, {}, TypeError, r"augmentations\['finalize'\]: got NoneType, wanted a callable"),
