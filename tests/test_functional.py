@@ -106,7 +106,7 @@ def ref_uncertainty(z0, z1, masks, log_variance=None, granularity=None, distance
             weight = (1 / lv.exp() / (1 / log_variance[:, column].exp()).mean()).detach()
             return (weight * gap.mean() + mismatch / lv.exp() + lv).sum()
         scale = 1 / (-log_variance[:, column]).exp().mean(0) if normalize else 0.5
-        price = scale * lv if distance == "cosine" else scale * lv * m.square()
+        price = scale * lv if distance == "cosine" else scale * lv * m.square().clamp(max=1)
         return (gap * scale / lv.exp() + price).mean()
 
     return torch.stack([torch.stack([entry(i, k) for k in range(len(masks))]) for i in range(n)])

@@ -253,3 +253,23 @@ def test_every_loss_compiles_whole():
     torch.testing.assert_close(compiled, total(z0, z1, m, INDEX))
     got = torch.autograd.grad(compiled, z0)[0]
     torch.testing.assert_close(got, torch.autograd.grad(total(z0, z1, m, INDEX), z0)[0])
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("granularity", ["sample", "subspace", "dimension"])
+@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize("kind", [None, INDEX])
+def test_masks_that_grow_are_not_paid_for(loss, granularity, normalize, kind):
+    """A certain prediction of views that agree is the cheapest there is, whatever unbounded masks do."""
+    options = {"normalize": normalize} if loss in (UncertaintyInvarianceLoss, SubspaceVICRegLoss) else {}
+    z, _ = views()
+    width = {"sample": 1, "subspace": K, "dimension": D}[granularity]
+    log_variance = torch.full((N, width), -8.0, dtype=torch.float64)
+
+    def value(size):
+        masks = torch.full((K, D), size, dtype=torch.float64)
+        out = SubspaceOutput(z, masks, log_variance, granularity=granularity)
+        return loss(**options)(out, z, kind=kind)
+
+    for size in (3.0, 100.0):
+        assert value(size) >= value(1.0) - 1e-9

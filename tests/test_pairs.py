@@ -172,7 +172,7 @@ def uncertain(granularity, distance="squared", normalize=False):
             kind, mask = int(x.kind[i]), mask_of_pair(x, i)
             v = variance_of(x, granularity, i, kind)
             gap = (mask * (x.z0[i] - x.z1[i])).square() if distance == "squared" else 1 - cosine(x.z0[i], x.z1[i], mask)
-            price = mask.square() * v.log() if distance == "squared" else v.log()
+            price = mask.square().clamp(max=1) * v.log() if distance == "squared" else v.log()
             if not normalize:
                 losses.append((gap / v + price).mean() / 2)
                 continue

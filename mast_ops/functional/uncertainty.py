@@ -4,13 +4,14 @@ import math
 from typing import Literal, get_args
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from mast_ops import ops
 from mast_ops._checks import check_alike, check_choice, check_flag, check_floats
 from mast_ops._precision import no_autocast, widen
 from mast_ops.functional.distance import REDUCTIONS, Reduction, cosine_of_pairs, mean_gap
-from mast_ops.ops import Backend, Gap
+from mast_ops.ops import Backend, Gap, Table
 from mast_ops.pairs import Granularity, Pairs, Uncertainty
 from mast_ops.run import Run
 
@@ -67,11 +68,12 @@ def uncertainty_invariance(
     one minus the masked cosine. With it, the negative log-likelihood of the masked difference as a Gaussian
     of variance ``v``, each dimension counted by its squared mask::
 
-        mean_d m_kd^2 [ (z0_id - z1_id)^2 / (2 v) + log(v) / 2 ]       squared
-        (1 - cos_ik) / (2 v) + log(v) / 2                               cosine
+        mean_d [ m_kd^2 (z0_id - z1_id)^2 / (2 v) + min(m_kd^2, 1) log(v) / 2 ]       squared
+        (1 - cos_ik) / (2 v) + log(v) / 2                                              cosine
 
     so that an ambiguous pair counts less, at a price that grows with the doubt. The log counts by the mask as
-    a dimension that a subspace leaves out says nothing about its variance.
+    a dimension that a subspace leaves out says nothing about its variance. Beyond 1 a mask only scales, as a Gaussian's
+    own units do: were it to multiply the log as well, masks that grow would be paid for without end.
 
     The likelihood's pull on an embedding grows without end as its pairs come closer (its weight is 1 / (2 v)),
     which upsets a loss whose other terms are weighted against a mean-squared error; and an ambiguous view is often
@@ -189,9 +191,24 @@ def _squared(pairs: Pairs, run: Run, normalize: bool = False, reduction: Reducti
         if normalize:
             scale = torch.exp(_log_harmonic_mean(log_variance, run))
         gap = gap._replace(log_variance=log_variance, scale=scale)
+        return _bounded(gap, table, run, reduction) / pairs.z0.shape[1]
     if reduction == "none":
         return ops.distance(gap, table, run.backend) / pairs.z0.shape[1]
     return run.mean(mean_gap(gap, table, run) / pairs.z0.shape[1], len(pairs.z0))
+
+
+def _bounded(gap: Gap, table: Table, run: Run, reduction: Reduction) -> Tensor:
+    """The likelihood, whose log counts at most once: what operators count beyond that is taken back."""
+    assert gap.log_variance is not None and gap.scale is not None
+    price, excess = gap.scale * gap.log_variance, torch.relu(table.squared - 1)
+    if reduction == "none":
+        back = price @ excess.T if table.row is None else (price * excess[table.row]).sum(1)
+        return ops.distance(gap, table, run.backend) - back
+    if table.row is None:
+        back = (price.mean(0) * excess).sum() / len(excess)
+    else:
+        back = (F.one_hot(table.row, len(excess)).to(price.dtype).T @ price * excess).sum() / len(price)
+    return run.mean(mean_gap(gap, table, run) - back, len(gap.z0))
 
 
 def _own_column(x: Tensor, row: Tensor | None) -> Tensor:
@@ -232,7 +249,7 @@ def _log_harmonic_mean(log_variance: Tensor, run: Run) -> Tensor:
 
 
 def _mass(pairs: Pairs) -> Tensor:
-    """Share of the dimensions that a pair is seen through, ``mean_d m_kd^2``: (K,), or (N,) with kinds of pairs."""
+    """Share of the dimensions that a pair is seen through, ``mean_d min(m_kd^2, 1)``: (K,), or (N,) with ``kind``."""
     squared, row = pairs.table()
-    mass = squared.mean(dim=1)
+    mass = (squared - torch.relu(squared - 1)).mean(dim=1)
     return mass if row is None else mass[row]
