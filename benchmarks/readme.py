@@ -136,6 +136,10 @@ def evidence(file: Path, brief: bool = False) -> str:
         f"{(document['git']['commit'] or 'none')[:9]}, {document['date'][:10]}; {settings['steps']} steps of "
         f"{settings['batch']} images, seeds {seeds}; mean ± half of the 95 % interval. `{document['command']}`"
     )
+    if earlier := document.get("earlier"):
+        caption += (
+            f" {earlier['what']}: commit {earlier['commit'][:9]}, {earlier['date'][:10]}, `{earlier['command']}`."
+        )
     return f"{caption}\n\n{report.short(document) if brief else report.text(document)}"
 
 
