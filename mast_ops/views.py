@@ -5,12 +5,10 @@ of a table, `mast_ops.kinds`. A draw of any callable is shared by calling it twi
 """
 
 import os
-import random
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -18,9 +16,18 @@ from torch import Tensor
 from torch.utils.data import get_worker_info
 
 from mast_ops._checks import check_flag, check_names
+from mast_ops._draws import (
+    Augmentation,
+    copied,
+    devices_of,
+    draw,
+    is_image,
+    outer_states_kept,
+    same,
+    seed_generators,
+    states_of,
+)
 from mast_ops.kinds import kinds_of, names_of_kinds
-
-Augmentation = Callable[..., Any]
 
 _TRIALS = 8  # a hidden coin tossed once a call slips through with probability 2 ** -8
 _TRIAL_ROWS = 4  # of a batch: the first batch should not cost much more than the others
@@ -177,11 +184,11 @@ class FactorizedViews:
             # A shared and a new draw's seed for each augmentation; torch's CPU generator reads 32 bits of one.
             seeds = torch.randint(2**32, (len(self._calls), 2), generator=generator).tolist()
         make_views = self._views_of_batch if self._batched else self._views_of_item
-        with _outer_states_kept(x):
+        with outer_states_kept(x):
             view0, view1 = make_views(x, self.kinds[kind], seeds)
             if self._finalize is not None:
                 self._try("finalize", self._finalize, view0)
-                view0, view1 = (_draw("finalize", self._finalize, view, 0) for view in (view0, view1))
+                view0, view1 = (draw("finalize", self._finalize, view, 0) for view in (view0, view1))
         return ViewPair(view0, view1, kind.to(x.device) if self._batched else kind)
 
     def _views_of_batch(self, x: Tensor, differs: Tensor, seeds: list[list[int]]) -> tuple[Tensor, Tensor]:
@@ -192,13 +199,13 @@ class FactorizedViews:
             rows = anew.nonzero()[:, 0].to(x.device)
             part = view1[rows]  # a copy, made before the replay may work in place
             self._try(name, call, view0)
-            view0 = _draw(name, call, view0, shared)
+            view0 = draw(name, call, view0, shared)
             _check_rows(name, view0, len(x))
             # The replay is for samples that are apart already; for the others it would give view0 again.
             replay = bool((apart & ~anew).any())
-            view1 = _draw(name, call, view1, shared) if replay else view0.clone()
+            view1 = draw(name, call, view1, shared) if replay else view0.clone()
             if len(rows) > 0:
-                part = _draw(name, call, part, new)
+                part = draw(name, call, part, new)
                 _check_rows(name, part, len(rows), like=view0)
                 view1[rows] = part
             apart |= anew
@@ -206,15 +213,15 @@ class FactorizedViews:
 
     def _views_of_item(self, x: Any, differs: Tensor, seeds: list[list[int]]) -> tuple[Any, Any]:
         """`differs`: (K,)."""
-        view0, view1 = _copied(x), None  # before they differ the views are alike, and drawn once for both
+        view0, view1 = copied(x), None  # before they differ the views are alike, and drawn once for both
         for (name, call), (shared, new), anew in zip(self._calls.items(), seeds, differs.tolist(), strict=True):
             if anew and view1 is None:
-                view1 = _copied(view0)
+                view1 = copied(view0)
             self._try(name, call, view0)
-            view0 = _draw(name, call, view0, shared)
+            view0 = draw(name, call, view0, shared)
             _check_item(name, view0)
             if view1 is not None:
-                view1 = _draw(name, call, view1, new if anew else shared)
+                view1 = draw(name, call, view1, new if anew else shared)
         return view0, view1
 
     def _dealt(self, generator: torch.Generator | None) -> int:
@@ -246,13 +253,13 @@ class FactorizedViews:
             results, drew = _trial(name, call, image, seeds)
             if self._batched:
                 _check_rows(name, results[0], len(image))
-            if all(_same(result, results[0]) for result in results):
+            if all(same(result, results[0]) for result in results):
                 if not drew and uses_left > 1:
                     self._uses_on_trial[name] -= 1
                     return
                 if not drew:
                     _refuse_deterministic(name, call)
-            elif self._batched and len(image) > 1 and all(_same(y, y[:1].expand_as(y)) for y in results):
+            elif self._batched and len(image) > 1 and all(same(y, y[:1].expand_as(y)) for y in results):
                 _warn(
                     f"{name}: got one draw for all samples of a batch, wanted one for each, as kornia's augmentations "
                     "make them; or batched=False, with which each image is augmented alone"
@@ -269,11 +276,11 @@ def _trial(name: str, call: Augmentation, image: Any, seeds: Sequence[int]) -> t
     """A result for each seed, and whether any global generator was drawn from; refuses what does not replay."""
     results, drew = [], False
     for seed in seeds:
-        _seed(seed, image)
-        fresh = _states(image)
-        results.append(_draw(name, call, _copied(image), seed))
-        drew = drew or _states(image) != fresh
-        if not _same(results[-1], _draw(name, call, _copied(image), seed)):
+        seed_generators(seed, image)
+        fresh = states_of(image)
+        results.append(draw(name, call, copied(image), seed))
+        drew = drew or states_of(image) != fresh
+        if not same(results[-1], draw(name, call, copied(image), seed)):
             raise ValueError(
                 f"{name}: got two different results under one seed, wanted draws from torch's, Python's or "
                 "numpy's global generator, or a method set_random_seed(seed) for a generator of its own"
@@ -283,7 +290,7 @@ def _trial(name: str, call: Augmentation, image: Any, seeds: Sequence[int]) -> t
 
 def _check_deterministic(name: str, call: Augmentation, image: Any, seeds: Sequence[int]) -> None:
     for seed in seeds:
-        if not _same(_draw(name, call, _copied(image), seed), _draw(name, call, _copied(image), seed + 1)):
+        if not same(draw(name, call, copied(image), seed), draw(name, call, copied(image), seed + 1)):
             raise ValueError(f"{name}: got two different results for one image, wanted a deterministic callable")
 
 
@@ -344,82 +351,16 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_renew_lock)
 
 
-def _draw(name: str, call: Augmentation, x: Any, seed: int) -> Any:
-    """What the callable makes of x, which it may overwrite; copied, as it may hand out one buffer twice."""
-    _seed(seed, x)
-    if hasattr(call, "set_random_seed"):
-        call.set_random_seed(seed)
-    by_name = any(base.__module__.partition(".")[0] == "albumentations" for base in type(call).__mro__)
-    y = call(image=x)["image"] if by_name else call(x)
-    if not _is_image(y):
-        raise TypeError(f"{name}: got {type(y).__name__} as its result, wanted a PIL image, array or tensor")
-    return _copied(y)
-
-
-def _seed(seed: int, x: Any) -> None:
-    torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed every device, not only x's
-    for device in _devices(x):
-        module = torch.get_device_module(device)
-        one = module.default_generators[device.index] if hasattr(module, "default_generators") else module
-        one.manual_seed(seed)
-    random.seed(seed)
-    if numpy := sys.modules.get("numpy"):
-        numpy.random.seed([seed, seed])  # for seed alone it would give the very bits that torch gives
-
-
-def _states(x: Any) -> list[Any]:
-    """All that _seed seeds, as values that == compares."""
-    tensors = [torch.get_rng_state(), *(torch.get_device_module(d).get_rng_state(d) for d in _devices(x))]
-    states: list[Any] = [random.getstate(), *(state.tolist() for state in tensors)]
-    if numpy := sys.modules.get("numpy"):
-        _, words, *rest = numpy.random.get_state()
-        states += [words.tolist(), rest]
-    return states
-
-
-@contextmanager
-def _outer_states_kept(x: Any) -> Iterator[None]:
-    numpy = sys.modules.get("numpy")
-    python_state, numpy_state = random.getstate(), numpy.random.get_state() if numpy else None
-    devices = _devices(x)
-    try:
-        with torch.random.fork_rng(devices, device_type=devices[0].type if devices else None):
-            yield
-    finally:
-        random.setstate(python_state)
-        if numpy:
-            numpy.random.set_state(numpy_state)
-
-
-def _devices(x: Any) -> list[torch.device]:
-    """That of x, if it has a generator beside the CPU's."""
-    return [x.device] if isinstance(x, Tensor) and x.device.type != "cpu" else []
-
-
-def _copied(x: Any) -> Any:
-    return x.clone() if isinstance(x, Tensor) else x.copy()
-
-
-def _same(x: Any, y: Any) -> bool:
-    if isinstance(x, Tensor) and isinstance(y, Tensor):
-        return x.shape == y.shape and x.dtype == y.dtype and torch.allclose(x, y, equal_nan=True)
-    return type(x) is type(y) and bool(x.tobytes() == y.tobytes())
-
-
-def _is_image(x: Any) -> bool:
-    return isinstance(x, Tensor) or all(hasattr(x, name) for name in ("copy", "size", "tobytes"))
-
-
 def _check_input(x: Any, batched: bool) -> None:
     wanted = "one non-empty image (PIL, array or tensor up to (C, H, W)), or batched=True for a batch"
     if batched:
         wanted = "a non-empty tensor of shape (N, C, H, W), or batched=False for one image"
-    if not (isinstance(x, Tensor) if batched else _is_image(x)):
+    if not (isinstance(x, Tensor) if batched else is_image(x)):
         raise TypeError(f"x: got {type(x).__name__}, wanted {wanted}")
     shape = tuple(getattr(x, "shape", x.size))
     if (len(shape) != 4 if batched else len(shape) > 3) or 0 in shape:
         raise ValueError(f"x: got shape {shape}, wanted {wanted}")
-    for device in _devices(x):
+    for device in devices_of(x):
         module = getattr(torch, device.type, None)
         if not all(hasattr(module, call) for call in ("manual_seed", "get_rng_state", "set_rng_state")):
             raise ValueError(f"x: got a tensor on {device}, wanted one on a device whose generator can be seeded")

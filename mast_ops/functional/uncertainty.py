@@ -199,7 +199,8 @@ def _squared(pairs: Pairs, run: Run, normalize: bool = False, reduction: Reducti
 
 def _bounded(gap: Gap, table: Table, run: Run, reduction: Reduction) -> Tensor:
     """The likelihood, whose log counts at most once: what operators count beyond that is taken back."""
-    assert gap.log_variance is not None and gap.scale is not None
+    assert gap.log_variance is not None
+    assert gap.scale is not None
     price, excess = gap.scale * gap.log_variance, torch.relu(table.squared - 1)
     if reduction == "none":
         back = price @ excess.T if table.row is None else (price * excess[table.row]).sum(1)

@@ -1,0 +1,78 @@
+"""A callable's random draw: made under a seed, so that the same one can be made again."""
+
+import random
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Augmentation = Callable[..., Any]
+
+
+def draw(name: str, call: Augmentation, x: Any, seed: int) -> Any:
+    """What the callable makes of x, which it may overwrite; copied, as it may hand out one buffer twice."""
+    seed_generators(seed, x)
+    if hasattr(call, "set_random_seed"):
+        call.set_random_seed(seed)
+    by_name = any(base.__module__.partition(".")[0] == "albumentations" for base in type(call).__mro__)
+    y = call(image=x)["image"] if by_name else call(x)
+    if not is_image(y):
+        raise TypeError(f"{name}: got {type(y).__name__} as its result, wanted a PIL image, array or tensor")
+    return copied(y)
+
+
+def seed_generators(seed: int, x: Any) -> None:
+    torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed every device, not only x's
+    for device in devices_of(x):
+        module = torch.get_device_module(device)
+        one = module.default_generators[device.index] if hasattr(module, "default_generators") else module
+        one.manual_seed(seed)
+    random.seed(seed)
+    if numpy := sys.modules.get("numpy"):
+        numpy.random.seed([seed, seed])  # for seed alone it would give the very bits that torch gives
+
+
+def states_of(x: Any) -> list[Any]:
+    """All that seed_generators seeds, as values that == compares."""
+    tensors = [torch.get_rng_state(), *(torch.get_device_module(d).get_rng_state(d) for d in devices_of(x))]
+    states: list[Any] = [random.getstate(), *(state.tolist() for state in tensors)]
+    if numpy := sys.modules.get("numpy"):
+        _, words, *rest = numpy.random.get_state()
+        states += [words.tolist(), rest]
+    return states
+
+
+@contextmanager
+def outer_states_kept(x: Any) -> Iterator[None]:
+    numpy = sys.modules.get("numpy")
+    python_state, numpy_state = random.getstate(), numpy.random.get_state() if numpy else None
+    devices = devices_of(x)
+    try:
+        with torch.random.fork_rng(devices, device_type=devices[0].type if devices else None):
+            yield
+    finally:
+        random.setstate(python_state)
+        if numpy:
+            numpy.random.set_state(numpy_state)
+
+
+def devices_of(x: Any) -> list[torch.device]:
+    """That of x, if it has a generator beside the CPU's."""
+    return [x.device] if isinstance(x, Tensor) and x.device.type != "cpu" else []
+
+
+def copied(x: Any) -> Any:
+    return x.clone() if isinstance(x, Tensor) else x.copy()
+
+
+def same(x: Any, y: Any) -> bool:
+    if isinstance(x, Tensor) and isinstance(y, Tensor):
+        return x.shape == y.shape and x.dtype == y.dtype and torch.allclose(x, y, equal_nan=True)
+    return type(x) is type(y) and bool(x.tobytes() == y.tobytes())
+
+
+def is_image(x: Any) -> bool:
+    return isinstance(x, Tensor) or all(hasattr(x, name) for name in ("copy", "size", "tobytes"))
