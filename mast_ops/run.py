@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 
 from mast_ops import ops
-from mast_ops._checks import check_choice
-from mast_ops.ops import BACKENDS, Backend
+from mast_ops.ops import Backend, check_backend
 
 
 class Run:
@@ -28,7 +27,7 @@ class Run:
     """
 
     def __init__(self, backend: Backend = "auto", gather_distributed: bool = False) -> None:
-        check_choice("backend", backend, BACKENDS)
+        check_backend(backend)
         self.backend: Backend = backend
         self.distributed = ops.ranks(gather_distributed) > 1
         self._call: tuple[Tensor, Tensor, Tensor | None, list[str]] | None = None

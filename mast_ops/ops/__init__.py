@@ -7,7 +7,7 @@ the kernels of that name.
 from mast_ops.kernels.contract import Contrast, Gap, Table
 from mast_ops.ops.agreement import agree
 from mast_ops.ops.backend import BACKENDS, Backend, check_backend
-from mast_ops.ops.collectives import after, all_reduce, mean_over_ranks, rank, ranks
+from mast_ops.ops.collectives import after, all_reduce, rank, ranks
 from mast_ops.ops.contrast import contrast, contrast_mean
 from mast_ops.ops.moments import off_diagonal
 from mast_ops.ops.pairs import distance, gap_sums, products
@@ -27,7 +27,6 @@ __all__ = [
     "contrast_mean",
     "distance",
     "gap_sums",
-    "mean_over_ranks",
     "off_diagonal",
     "products",
     "rank",

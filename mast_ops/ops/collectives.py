@@ -56,12 +56,6 @@ def after(x: Tensor, before: Tensor) -> Tensor:
     return cast(Tensor, _after(x, before))
 
 
-def mean_over_ranks(mean: Tensor, num_samples: int) -> Tensor:
-    """Mean over all ranks' samples, from the mean over this rank's: a scalar, the same on every rank."""
-    total, count = all_reduce(torch.stack([mean * num_samples, torch.full_like(mean, num_samples)])).unbind()
-    return total / count
-
-
 def batch_sizes(z: Tensor, masks: Tensor) -> list[int]:
     """How many samples each rank has. The CPU waits for the device once.
 
