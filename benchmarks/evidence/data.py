@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.evidence.factors import Scenes
+from benchmarks.evidence.factors import QUARTERS, Scenes
 
 _OBJECT = 14  # pixels: what 20 x 20 images can show of a digit
 _PHOTOGRAPH = 256
@@ -20,12 +20,20 @@ _PHOTOGRAPHS = (
 def load(folder: Path | None) -> tuple[Scenes, Scenes]:
     """Train and test part: other objects on other photographs. The split is the same for every seed."""
     colors, opacity, labels = _digits() if folder is None else _folder(folder)
+    attributes = _handwriting(opacity) if folder is None else {}
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
     cut = int(_TRAIN_SHARE * len(order))
     num_classes = int(labels.max()) + 1
     backgrounds = _photographs()
     return tuple(
-        Scenes(colors[part], opacity[part], labels[part], photographs, num_classes)
+        Scenes(
+            colors[part],
+            opacity[part],
+            labels[part],
+            photographs,
+            num_classes,
+            {name: quarter[part] for name, quarter in attributes.items()},
+        )
         for part, photographs in ((order[:cut], backgrounds[0::2]), (order[cut:], backgrounds[1::2]))
     )
 
@@ -36,6 +44,22 @@ def _digits() -> tuple[Tensor, Tensor, Tensor]:
     pixels, labels = mnist_data()
     ink = F.avg_pool2d(torch.tensor(pixels, dtype=torch.float32).view(-1, 1, 28, 28) / 255, 2)
     return torch.ones(len(ink), 3, _OBJECT, _OBJECT), ink, torch.tensor(labels).long()
+
+
+def _handwriting(ink: Tensor) -> dict[str, Tensor]:
+    """What the writer did and nobody drew: how thick the stroke is, and how far the digit leans."""
+    ink = ink.double()
+    edges = ink.diff(dim=2).abs().sum((1, 2, 3)) + ink.diff(dim=3).abs().sum((1, 2, 3))
+    ticks = torch.arange(ink.shape[-1], dtype=ink.dtype)
+    share = ink[:, 0] / ink.sum((1, 2, 3))[:, None, None]
+    x, y = ticks[None, None] - (share * ticks).sum((1, 2))[:, None, None], ticks[None, :, None]
+    y = y - (share * y).sum((1, 2))[:, None, None]
+    lean = -(share * x * y).sum((1, 2)) / (share * y**2).sum((1, 2))
+    return {"stroke": _quarters(ink.sum((1, 2, 3)) / edges), "slant": _quarters(lean)}
+
+
+def _quarters(values: Tensor) -> Tensor:
+    return torch.bucketize(values, values.quantile(torch.arange(1, QUARTERS).to(values) / QUARTERS))
 
 
 def _folder(folder: Path) -> tuple[Tensor, Tensor, Tensor]:

@@ -42,7 +42,7 @@ class Renderings:
 def _rendered(scenes: Scenes, copies: int, seed: int, names: tuple[str, ...]) -> tuple[Tensor, dict[str, Tensor]]:
     index = torch.arange(len(scenes.labels)).repeat(copies)
     draws = draw(len(index), torch.Generator().manual_seed(seed), names)
-    return render(scenes, index, draws), truth(scenes.labels[index], draws)
+    return render(scenes, index, draws), truth(scenes, index, draws)
 
 
 @torch.no_grad()

@@ -10,8 +10,9 @@ puts one over the other, which leaves red, green and blue, and "blur" blurs thos
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -30,6 +31,7 @@ TASKS = {  # name: the augmentation that changes it
     "sharpness": "blur",
 }
 BINS = {"color": 8, "orientation": 6, "position": 9, "scale": 4, "sharpness": 4}
+QUARTERS = 4  # of an attribute of the objects themselves: no augmentation draws it and no method is told it
 RELATED = "tint"  # a seventh augmentation, for one experiment: it moves the hue as "color" does
 
 # Views apply them so: the canvas is shifted before it is turned, and a tint is there before the colour.
@@ -51,6 +53,8 @@ class Scenes(NamedTuple):
     """(P, 3, H, W): backgrounds are crops of them."""
     num_classes: int = 10
     """Of train and test part together."""
+    attributes: Mapping[str, Tensor] = MappingProxyType({})
+    """(M,) int64 each: the quarter of all objects in which each lies."""
 
 
 def draw(num_samples: int, generator: torch.Generator, names: tuple[str, ...] = AUGMENTATIONS) -> Draws:
@@ -83,21 +87,22 @@ def render(scenes: Scenes, index: Tensor, draws: Draws) -> Tensor:
     return x
 
 
-def num_answers(num_classes: int) -> dict[str, int]:
+def num_answers(num_classes: int, attributes: Iterable[str] = ()) -> dict[str, int]:
     """Of each task: chance is one in so many."""
-    return {"class": num_classes, **BINS}
+    return {"class": num_classes, **BINS, **dict.fromkeys(attributes, QUARTERS)}
 
 
-def truth(labels: Tensor, draws: Draws) -> dict[str, Tensor]:
-    """The classes of every task."""
+def truth(scenes: Scenes, index: Tensor, draws: Draws) -> dict[str, Tensor]:
+    """The answers of every task for objects ``index``."""
     column, row = _bins(draws["shift"], 3).unbind(1)
     return {
-        "class": labels,
+        "class": scenes.labels[index],
         "color": _bins(draws["color"][:, 0], BINS["color"]),
         "orientation": _bins(draws["rotate"][:, 0], BINS["orientation"]),
         "position": 3 * row + column,
         "scale": _bins(draws["scale"][:, 0], BINS["scale"]),
         "sharpness": _bins(draws["blur"][:, 0], BINS["sharpness"]),
+        **{name: quarter[index] for name, quarter in scenes.attributes.items()},
     }
 
 

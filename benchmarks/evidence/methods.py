@@ -7,7 +7,6 @@ import torch
 
 from benchmarks.evidence.factors import AUGMENTATIONS, RELATED, Scenes, augmentations
 from mast_ops import FactorizedViews
-from mast_ops.kinds import kinds_of
 
 AUGSELF = 5.0
 BASES = ("vicreg", "simclr", "byol")
@@ -18,7 +17,7 @@ class Method:
     title: str = field(compare=False)
     base: Literal["vicreg", "simclr", "byol", "supervised", "random"]
     pairs: Literal["all", "single", "mixed", "all but one"] = "all"
-    """Of `FactorizedViews`; or LooC's: in all but one, or, one time in K + 1, in all."""
+    """Of `FactorizedViews`; or LooC's: one view, and for each space another that differs from it as the space wants."""
     shared: tuple[str, ...] = ()
     """Augmentations in which no pair differs; with "all" alone."""
     masks: str | None = None
@@ -49,7 +48,7 @@ def _of_base(base: str) -> dict[str, Method]:
             for name in AUGMENTATIONS
             if name != "background"
         },
-        "looc": Method("all-but-one spaces (LooC)", base, "all but one", masks="spaces"),
+        "looc": Method("all-but-one spaces (LooC)", base, "all but one"),
         "augself": replace(composed, title="composed, told the draws (AugSelf)", augself=AUGSELF),
         "factorised": Method("factorised pairs, no masks", base, "single"),
         "half": Method("half composed, no masks", base, "mixed"),
@@ -112,8 +111,8 @@ def make_views(method: Method, scenes: Scenes, generator: torch.Generator) -> Fa
     if method.shared:
         assert method.pairs == "all"
         pairs = torch.tensor([[name not in method.shared for name in calls]])
-    elif method.pairs == "all but one":  # a row, and a space, for what is shared; the last for what shares nothing
-        pairs = torch.cat([kinds_of(choice, len(calls))[0] for choice in ("all_but_one", "all")])
+    elif method.pairs == "all but one":
+        pairs = "all"
     return FactorizedViews(calls, pairs=pairs, batched=True, generator=generator)
 
 

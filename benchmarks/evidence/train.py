@@ -66,7 +66,7 @@ def train(
     if method.base == "random":
         return Trained(backbone.eval(), None, projector, [])
     if method.base == "supervised":
-        step = _supervised(model, num_answers(scenes.num_classes))
+        step = _supervised(model, num_answers(scenes.num_classes, scenes.attributes))
     else:
         step = _STEPS[method.base](method, model, head)
     if method.augself:
@@ -85,7 +85,10 @@ def train(
         if method.base == "supervised" or method.augself:  # what they learn are draws: they must know them
             draws0, draws1 = (draw(settings.batch, generator, method.augmentations) for _ in range(2))
             view0, view1 = (render(scenes, index, draws) for draws in (draws0, draws1))
-            kind, labels = torch.zeros_like(index), truth(scenes.labels[index], draws0)
+            kind, labels = torch.zeros_like(index), truth(scenes, index, draws0)
+        elif isinstance(projector, Spaces):
+            kind = torch.zeros_like(index)
+            view0, view1 = _spaces_views(method, scenes, index, generator)
         else:
             view0, view1, kind = views(layers(scenes, index))
         if method.spoiled:
@@ -134,18 +137,11 @@ def mlp(inside: int, hidden: int, outside: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(inside, hidden), nn.BatchNorm1d(hidden), nn.ReLU(), nn.Linear(hidden, outside))
 
 
-class Spaces(nn.Module):
-    """A projector of its own for each space, side by side: LooC's heads, with as many parameters as one."""
+class Spaces(nn.ModuleList):
+    """LooC's heads (Xiao et al. 2021): a whole projector for each space, which every image trains.
 
-    def __init__(self, num_spaces: int, dim: int) -> None:
-        super().__init__()
-        sizes = [len(part) for part in torch.arange(dim).chunk(num_spaces)]
-        assert len(sizes) == num_spaces
-        self.spaces = nn.ModuleList(mlp(FEATURES, HIDDEN // num_spaces, size) for size in sizes)
-        self.masks = torch.block_diag(*(torch.ones(1, size) for size in sizes))
-
-    def forward(self, h: Tensor) -> Tensor:
-        return torch.cat([space(h) for space in self.spaces], dim=1)
+    Space k sees an image's view beside one with the same draw of augmentation k; the last, beside one that shares none.
+    """
 
 
 class DrawsDifference(nn.Module):
@@ -166,15 +162,23 @@ class DrawsDifference(nn.Module):
 
 
 def make_projector(method: Method) -> nn.Module:
-    if method.masks == "spaces":
-        num_spaces = len(method.augmentations) + 1
-        return Spaces(num_spaces, num_spaces * (method.dim // num_spaces))
+    if method.pairs == "all but one":
+        return Spaces(mlp(FEATURES, HIDDEN, method.dim) for _ in range(len(method.augmentations) + 1))
     return mlp(FEATURES, HIDDEN, method.dim)
+
+
+def _spaces_views(method: Method, scenes: Scenes, index: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """A view of each image, (N, ...), and one more for each space, (spaces N, ...)."""
+    names = method.augmentations
+    first = draw(len(index), generator, names)
+    others = [draw(len(index), generator, names) | {name: first[name]} for name in names]
+    others.append(draw(len(index), generator, names))
+    return render(scenes, index, first), torch.cat([render(scenes, index, draws) for draws in others])
 
 
 def make_head(method: Method, projector: nn.Module, views: FactorizedViews) -> MaskedSubspaceHead | None:
     """On the projector; BYOL's training puts a predictor in its place."""
-    if method.masks in (None, "spaces"):
+    if method.masks is None:
         return None
     return MaskedSubspaceHead(
         mlp(method.dim, HIDDEN, method.dim) if method.base == "byol" else projector,
@@ -231,20 +235,21 @@ def _two_views(method: Method, model: nn.ModuleDict, criterion: Any) -> Step:
     ones = torch.ones(1, method.dim)
 
     def step(x: Tensor, h: Tensor, kind: Tensor, labels: dict[str, Tensor]) -> Tensor:
+        if isinstance(projector, Spaces):
+            first, *others = h.chunk(len(projector) + 1)
+            pairs = [(space(first), space(other)) for space, other in zip(projector, others, strict=True)]
+            return torch.stack([criterion(z0, z1, masks=ones.to(x.device)) for z0, z1 in pairs]).mean()
         h0, h1 = h.chunk(2)
         out0, out1 = projector(h0), projector(h1)
         if isinstance(out0, SubspaceOutput):
             return criterion(out0, out1, kind=kind)
-        if isinstance(projector, Spaces):
-            return criterion(out0, out1, masks=projector.masks.to(x.device), kind=kind)
         return criterion(out0, out1, masks=ones.to(x.device))
 
     return step
 
 
 def _vicreg(method: Method, model: nn.ModuleDict, head: MaskedSubspaceHead | None) -> Step:
-    scope = "subspace" if method.masks == "spaces" else method.scope
-    return _two_views(method, model, _criterion(method, SubspaceVICRegLoss, scope=scope))
+    return _two_views(method, model, _criterion(method, SubspaceVICRegLoss, scope=method.scope))
 
 
 def _simclr(method: Method, model: nn.ModuleDict, head: MaskedSubspaceHead | None) -> Step:
@@ -254,10 +259,9 @@ def _simclr(method: Method, model: nn.ModuleDict, head: MaskedSubspaceHead | Non
 def _byol(method: Method, model: nn.ModuleDict, head: MaskedSubspaceHead | None) -> Step:
     """The predictor is wrapped; backbone and projector have a momentum copy as target."""
     backbone, projector = model["backbone"], make_projector(method)
-    predictor = head if head is not None else mlp(method.dim, HIDDEN, method.dim)
+    predictor: nn.Module = head if head is not None else mlp(method.dim, HIDDEN, method.dim)
     if isinstance(projector, Spaces):
-        width = projector.masks.shape[1]
-        predictor = mlp(width, HIDDEN, width)
+        predictor = nn.ModuleList(mlp(method.dim, HIDDEN, method.dim) for _ in projector)
     model["projector"], model["predictor"] = projector, predictor
     online = nn.ModuleList([backbone, projector]).to(next(backbone.parameters()).device)
     predictor.to(next(backbone.parameters()).device)
@@ -271,14 +275,23 @@ def _byol(method: Method, model: nn.ModuleDict, head: MaskedSubspaceHead | None)
             for old, new in zip(target.parameters(), online.parameters(), strict=True):
                 old.lerp_(new, 1 - MOMENTUM)
             with convolutions(x.device.type):
-                h_target = target[0](x)
-            t0, t1 = target[1](h_target.float()).chunk(2)
-        p0, p1 = (predictor(projector(part)) for part in h.chunk(2))
+                h_target = target[0](x).float()
+            if not isinstance(projector, Spaces):
+                t0, t1 = target[1](h_target).chunk(2)
         options: dict[str, Any] = {"masks": torch.ones(1, method.dim, device=x.device)}
+        if isinstance(projector, Spaces):
+            first, *others = h.chunk(len(projector) + 1)
+            first_target, *other_targets = h_target.chunk(len(projector) + 1)
+            losses = []
+            for i, (other, other_target) in enumerate(zip(others, other_targets, strict=True)):
+                for part, aim in ((first, other_target), (other, first_target)):
+                    with torch.no_grad():
+                        aim = target[1][i](aim)
+                    losses.append(criterion(predictor[i](projector[i](part)), aim, **options))
+            return torch.stack(losses).mean()
+        p0, p1 = (predictor(projector(part)) for part in h.chunk(2))
         if isinstance(p0, SubspaceOutput):
             options = {"kind": kind}
-        elif isinstance(projector, Spaces):
-            options = {"masks": projector.masks.to(x.device), "kind": kind}
         return (criterion(p0, t1, **options) + criterion(p1, t0, **options)) / 2
 
     return step
