@@ -182,7 +182,10 @@ def _color(size: int, x: Tensor, draw: Tensor) -> Tensor:
 
 
 def _blur(x: Tensor, draw: Tensor) -> Tensor:
-    blurred = F.avg_pool2d(F.pad(x, (2, 2, 2, 2), mode="replicate"), 5, stride=1)
+    """By the mean of 5 x 5 pixels, as sums of slices: torch's pooling takes ten times as long on a CPU."""
+    padded = F.pad(x, (2, 2, 2, 2), mode="replicate")
+    rows = torch.stack([padded[:, :, i : i + SIZE] for i in range(5)]).sum(0)
+    blurred = torch.stack([rows[..., i : i + SIZE] for i in range(5)]).sum(0) / 25
     return x.lerp(blurred, 0.9 * draw[:, :, None, None])
 
 
