@@ -20,7 +20,7 @@ _PHOTOGRAPHS = (
 def load(folder: Path | None) -> tuple[Scenes, Scenes]:
     """Train and test part: other objects on other photographs. The split is the same for every seed."""
     colors, opacity, labels = _digits() if folder is None else _folder(folder)
-    attributes = _handwriting(opacity) if folder is None else {}
+    attributes = _handwriting(opacity) if folder is None else _looks(colors, opacity)
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
     cut = int(_TRAIN_SHARE * len(order))
     num_classes = int(labels.max()) + 1
@@ -56,6 +56,14 @@ def _handwriting(ink: Tensor) -> dict[str, Tensor]:
     y = y - (share * y).sum((1, 2))[:, None, None]
     lean = -(share * x * y).sum((1, 2)) / (share * y**2).sum((1, 2))
     return {"stroke": _quarters(ink.sum((1, 2, 3)) / edges), "slant": _quarters(lean)}
+
+
+def _looks(colors: Tensor, opacity: Tensor) -> dict[str, Tensor]:
+    """How bright the object is, and how much of its square it fills; an attribute that all share is left out."""
+    opaque = opacity.double().sum((1, 2, 3))
+    brightness = (colors.double().mean(1, keepdim=True) * opacity).sum((1, 2, 3)) / opaque.clamp(min=1e-6)
+    found = {"brightness": brightness, "fill": opaque}
+    return {name: _quarters(values) for name, values in found.items() if values.min() < values.max()}
 
 
 def _quarters(values: Tensor) -> Tensor:

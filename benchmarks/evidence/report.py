@@ -37,10 +37,10 @@ def interval(values: list[float]) -> tuple[float, float]:
     return float(np.mean(values)), half
 
 
-def scores(runs: dict[int, Any], kind: str = "linear") -> dict[str, list[float]]:
+def scores(runs: dict[int, Any], kind: str = "linear", tasks: tuple[str, ...] = _TASKS) -> dict[str, list[float]]:
     """Of each task and of their mean, one number a seed."""
-    table = {task: [run[kind][task] for run in runs.values()] for task in _TASKS}
-    return table | {"mean": [float(np.mean([run[kind][task] for task in _TASKS])) for run in runs.values()]}
+    table = {task: [run[kind][task] for run in runs.values()] for task in tasks}
+    return table | {"mean": [float(np.mean([run[kind][task] for task in tasks])) for run in runs.values()]}
 
 
 def oracle(
@@ -60,7 +60,7 @@ def text(document: dict[str, Any]) -> str:
     results = document["results"]
     parts = []
     if "methods" in results:
-        parts += [probes(document, "linear"), probes(document, "knn")]
+        parts += [probes(document, "linear"), of_the_object(document), probes(document, "knn")]
     parts += [probes(document, "linear", suite) for suite in ("ablations", "noise") if suite in results]
     if "methods" in results:
         parts += [regret(results["methods"]), meaning(results["methods"])]
@@ -106,6 +106,28 @@ def probes(document: dict[str, Any], kind: str, suite: str = "methods") -> str:
     guesses = list(chance(document).values())
     last = " | ".join(f"{guess:.1f}" for guess in (*guesses, float(np.mean(guesses))))
     return "\n".join([*lines, f"| chance | {last} |"])
+
+
+def of_the_object(document: dict[str, Any]) -> str:
+    """Linear probes for what no augmentation draws and no method is told; where the images have such labels."""
+    methods = {name: runs for name, runs in document["results"]["methods"].items() if "/without-" not in name}
+    seen = [run["linear"] for runs in methods.values() for run in runs.values()]
+    attributes = [name for name in seen[0] if name not in _TASKS]
+    if not attributes or not all(set(attributes) <= set(one) for one in seen):
+        return ""
+    tasks = ("class", *attributes)
+    rows = []
+    for name, runs in methods.items():
+        for kind, note in (("linear", ""), ("layers", _LAYERS)):
+            table = scores(runs, kind, tasks)
+            rows.append(
+                " | ".join([f"| {_title('methods', name)}{note}", *(_cell(row) for row in table.values())]) + " |"
+            )
+    answers = num_answers(document.get("num_classes", 10), attributes)
+    guesses = [100 / answers[task] for task in tasks]
+    rows.append(" | ".join(["| chance", *(f"{guess:.1f}" for guess in (*guesses, np.mean(guesses)))]) + " |")
+    heading = "| tasks that nobody draws, linear probe, % | " + " | ".join((*tasks, "mean")) + " |"
+    return "\n".join([heading, "|---|" + "---:|" * (len(tasks) + 1), *rows])
 
 
 def regret(methods: dict[str, dict[int, Any]]) -> str:

@@ -88,7 +88,7 @@ def train(
             kind, labels = torch.zeros_like(index), truth(scenes, index, draws0)
         elif isinstance(projector, Spaces):
             kind = torch.zeros_like(index)
-            view0, view1 = _spaces_views(method, scenes, index, generator)
+            view0, view1 = spaces_views(method, scenes, index, generator)
         else:
             view0, view1, kind = views(layers(scenes, index))
         if method.spoiled:
@@ -167,7 +167,7 @@ def make_projector(method: Method) -> nn.Module:
     return mlp(FEATURES, HIDDEN, method.dim)
 
 
-def _spaces_views(method: Method, scenes: Scenes, index: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def spaces_views(method: Method, scenes: Scenes, index: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """A view of each image, (N, ...), and one more for each space, (spaces N, ...)."""
     names = method.augmentations
     first = draw(len(index), generator, names)
