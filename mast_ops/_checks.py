@@ -30,21 +30,36 @@ def check_embedding(name: str, z: Tensor) -> None:
 
 
 def check_views(z0: Tensor, z1: Tensor, names: tuple[str, str] = ("z0", "z1")) -> None:
-    """Two embeddings of one shape, dtype and device."""
+    """Two embeddings of one shape and device, and of dtypes that go together."""
     check_embedding(names[0], z0)
     check_embedding(names[1], z1)
     check_alike(names[1], z1, names[0], z0)
 
 
 def check_alike(name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
-    """One shape, dtype and device."""
+    """One shape and device, and dtypes that go together."""
     for what, got, wanted in (
         ("shape", tuple(tensor.shape), tuple(other.shape)),
-        ("dtype", tensor.dtype, other.dtype),
         ("device", tensor.device, other.device),
     ):
         if got != wanted:
             raise ValueError(f"{name}: got {what} {got}, wanted {wanted}, that of {other_name}")
+    if not _go_together(tensor.dtype, other.dtype):
+        raise ValueError(
+            f"{name}: got dtype {tensor.dtype}, wanted {_wanted_beside(other.dtype)} beside {other_name} of {other.dtype}"
+        )
+
+
+def _go_together(dtype: torch.dtype, other: torch.dtype) -> bool:
+    """Alike, or any two of float16, bfloat16 and float32, all of which run in float32, as autocast mixes them.
+
+    float64 goes with itself: beside float32 it is a mistake more often than a wish.
+    """
+    return dtype == other or (dtype in _FLOATS[:3] and other in _FLOATS[:3])
+
+
+def _wanted_beside(dtype: torch.dtype) -> str:
+    return "float16, bfloat16 or float32" if dtype in _FLOATS[:3] else str(dtype)
 
 
 def check_dense(name: str, tensor: Tensor) -> None:
@@ -71,7 +86,7 @@ def check_values(name: str, tensor: Tensor) -> None:
 
 
 def check_masks(masks: Tensor, z: Tensor | None = None, name: str = "masks") -> None:
-    """Non-empty (K, D) floating-point masks; with an embedding, of its D, device and dtype."""
+    """Non-empty (K, D) floating-point masks; with an embedding, of its D and device, and a dtype that goes with it."""
     if not isinstance(masks, Tensor):
         raise TypeError(f"{name}: got {type(masks).__name__}, wanted a tensor of shape (K, D)")
     check_dense(name, masks)
@@ -130,13 +145,12 @@ def check_weight(name: str, weight: Tensor, z: Tensor) -> None:
 
 
 def _check_companion(name: str, tensor: Tensor, z: Tensor) -> None:
-    """On the embedding's device, and of its dtype; float32 also goes with half precision, as under autocast."""
+    """On the embedding's device, and of a dtype that goes with its own."""
     if tensor.device != z.device:
         raise ValueError(f"{name}: got device {tensor.device}, wanted {z.device}, that of the embedding")
-    half = z.dtype in (torch.float16, torch.bfloat16)
-    if tensor.dtype != z.dtype and not (half and tensor.dtype == torch.float32):
-        wanted = f"{z.dtype} or torch.float32" if half else f"{z.dtype}"
-        raise TypeError(f"{name}: got dtype {tensor.dtype}, wanted {wanted} for an embedding of {z.dtype}")
+    if not _go_together(tensor.dtype, z.dtype):
+        wanted = _wanted_beside(z.dtype)
+        raise TypeError(f"{name}: got dtype {tensor.dtype}, wanted {wanted} beside an embedding of {z.dtype}")
 
 
 def check_min_samples(num_samples: int, wanted: int, why: str, name: str = "z0") -> None:

@@ -19,6 +19,14 @@ def widen(*tensors: Tensor) -> tuple[Tensor, ...]:
     return tuple(t.to(wide(t.dtype)) for t in tensors)
 
 
+def alike(z0: Tensor, z1: Tensor) -> tuple[Tensor, Tensor]:
+    """Two views in one dtype: theirs, or float32 for a mixture of float16, bfloat16 and float32."""
+    if z0.dtype == z1.dtype:
+        return z0, z1
+    dtype = torch.promote_types(z0.dtype, z1.dtype)
+    return z0.to(dtype), z1.to(dtype)
+
+
 def with_float64(x: Tensor) -> Tensor:
     """The tensor itself, on the CPU where its device has no float64."""
     return x.cpu() if x.device.type in _WITHOUT_FLOAT64 else x

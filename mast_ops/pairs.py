@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from mast_ops._checks import check_choice, check_index, check_log_variance, check_masks, check_views
-from mast_ops._precision import wide, widen
+from mast_ops._precision import alike, wide, widen
 from mast_ops.kinds import check_kind, check_kinds
 from mast_ops.ops import Table
 
@@ -72,6 +72,7 @@ class Pairs(NamedTuple):
                 ``kind`` is out of range.
         """
         check_views(z0, z1)
+        z0, z1 = alike(z0, z1)
         check_masks(masks, z0)
         if kinds is not None:
             check_kinds(kinds, len(masks))

@@ -6,12 +6,14 @@ import pytest
 import torch
 from torch import nn
 
+import mast_ops.functional as MF
 from mast_ops import (
     MaskedSubspaceHead,
     SubspaceBarlowTwinsLoss,
     SubspaceCosineLoss,
     SubspaceNTXentLoss,
     SubspaceOutput,
+    SubspaceSigmoidLoss,
     SubspaceVICRegLoss,
     UncertaintyInvarianceLoss,
 )
@@ -25,6 +27,25 @@ LOSSES = {
     "cosine": partial(SubspaceCosineLoss, sensitivity_param=1.0),
     "invariance": UncertaintyInvarianceLoss,
     "normalised invariance": partial(UncertaintyInvarianceLoss, normalize=True),
+    "sigmoid": SubspaceSigmoidLoss,
+}
+
+FUNCTIONS = {
+    "distance": lambda z0, z1, m, kind: MF.masked_distance(z0, z1, m),
+    "cosine": lambda z0, z1, m, kind: MF.masked_cosine_similarity(z0, z1, m, kind=kind),
+    "info_nce": lambda z0, z1, m, kind: MF.subspace_info_nce(z0, z1, m, temperature=0.1, symmetric=True),
+    "info_nce of samples": lambda z0, z1, m, kind: MF.subspace_info_nce(
+        z0, z1, m, temperature=0.1, sample0=kind, sample1=kind
+    ),
+    "nt_xent": lambda z0, z1, m, kind: MF.subspace_nt_xent(z0, z1, m, temperature=0.1, kind=kind),
+    "sup_con": lambda z0, z1, m, kind: MF.subspace_sup_con(z0, kind, m, temperature=0.1),
+    "sigmoid": lambda z0, z1, m, kind: MF.subspace_sigmoid(z0, z1, m, scale=10.0, bias=-5.0),
+    "moments": lambda z0, z1, m, kind: MF.subspace_moments(z0, m),
+    "barlow_twins": lambda z0, z1, m, kind: MF.subspace_barlow_twins(z0, z1, m, kind=kind),
+    "sensitivity": lambda z0, z1, m, kind: MF.subspace_sensitivity(z0, z1, m, kind=kind, weight=z1[:, 0].abs()),
+    "invariance": lambda z0, z1, m, kind: MF.uncertainty_invariance(
+        z0, z1, m, log_variance=z1[:, :1], granularity="sample"
+    ),
 }
 
 
@@ -109,6 +130,41 @@ def test_a_model_in_half_precision_keeps_its_masks(name, dtype):
     value.backward()
     assert value.isfinite()
     assert one.masks.weight.grad.dtype == torch.float32
+
+
+KINDS = [torch.float16, torch.bfloat16, torch.float32]
+
+
+@pytest.mark.parametrize("region", [None, *HALVES])
+@pytest.mark.parametrize("dtypes", [(a, b) for a in KINDS for b in KINDS], ids=str)
+@pytest.mark.parametrize("name", LOSSES)
+def test_views_of_any_two_dtypes_meet_in_float32(name, dtypes, region):
+    """A prediction under autocast beside a target that is not, embeddings of the other half precision than autocast's,
+    and a loss that is called inside or outside of it."""
+    x, kind = inputs()
+    z0, z1 = (z.to(dtype).requires_grad_() for z, dtype in zip(x, dtypes, strict=True))
+    masks = torch.rand(3, 16)
+    out0, out1 = (SubspaceOutput(z, masks, z[:, :3].detach(), granularity="subspace") for z in (z0, z1))
+    loss = LOSSES[name]()
+    with torch.autocast("cpu", region, enabled=region is not None):
+        got = [loss(out0, out1, kind=kind), loss(z0, z1, masks=masks)]
+    exact = [
+        out._replace(embedding=out.embedding.float(), log_variance=out.log_variance.float()) for out in (out0, out1)
+    ]
+    wanted = [loss(*exact, kind=kind), loss(z0.float(), z1.float(), masks=masks)]
+    torch.testing.assert_close(got, wanted)
+    grads = [torch.autograd.grad(sum(values), (z0, z1)) for values in (got, wanted)]
+    assert [g.dtype for g in grads[0]] == list(dtypes)
+    torch.testing.assert_close(*grads, rtol=2e-2, atol=2e-3)
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_functions_too(name):
+    x, kind = inputs()
+    masks = torch.rand(3, 16)
+    with torch.autocast("cpu", torch.bfloat16):
+        got = FUNCTIONS[name](x[0].half(), x[1], masks, kind)
+    torch.testing.assert_close(got, FUNCTIONS[name](x[0].half().float(), x[1], masks, kind))
 
 
 def test_masks_follow_every_other_change():

@@ -15,7 +15,7 @@ from mast_ops._checks import (
     check_views,
     values_are_free,
 )
-from mast_ops._precision import no_autocast, wide
+from mast_ops._precision import alike, no_autocast, wide
 from mast_ops.functional.distance import REDUCTIONS, Reduction
 from mast_ops.ops import Backend, Contrast
 from mast_ops.pairs import Pairs
@@ -45,7 +45,7 @@ def subspace_info_nce(
 
     Args:
         z0: Anchors, (N, D), floating point.
-        z1: Candidates, (C, D), same D, dtype and device; C = N unless samples are given.
+        z1: Candidates, (C, D), same D and device, float64 beside float64 alone; C = N unless samples are given.
         masks: One mask per subspace, (K, D). Columns where a mask is zero are skipped.
         temperature: Divides the cosines; > 0. A float, or a tensor of one element to learn it.
         kinds: Of :func:`mast_ops.functional.masked_distance`.
@@ -65,8 +65,8 @@ def subspace_info_nce(
         backend: What computes it, see :data:`mast_ops.ops.Backend`.
 
     Returns:
-        ``"mean"``: a scalar. ``"none"``: (N, K), or (N,) with ``kind``. float32 for half-precision input, else
-        the dtype of ``z0``.
+        ``"mean"``: a scalar. ``"none"``: (N, K), or (N,) with ``kind``. float64 for float64 input, else
+        float32.
 
     Raises:
         ValueError, TypeError: The arguments disagree in shape, dtype or device, are empty or integer,
@@ -86,7 +86,7 @@ def subspace_info_nce(
     check_choice("reduction", reduction, REDUCTIONS)
     check_flag("symmetric", symmetric)
     check_temperature(temperature)
-    pairs, sample0, sample1 = check_samples(
+    pairs, z1, (sample0, sample1) = check_samples(
         z0, z1, masks, kinds=kinds, kind=kind, samples=(sample0, sample1), gather_distributed=gather_distributed
     )
     if symmetric and kind is not None:
@@ -95,11 +95,11 @@ def subspace_info_nce(
         raise ValueError(
             f"reduction: got 'none' for {len(z0)} anchors and {len(z1)} candidates in both directions, wanted 'mean'"
         )
-    problem = problem_of(pairs, _inverse(temperature, z0), sample0)._replace(
+    problem = problem_of(pairs, _inverse(temperature, pairs.z0), sample0)._replace(
         z1=z1, sample1=sample1, both_ways=symmetric
     )
     run = Run(backend, gather_distributed).of(
-        "subspace_info_nce", z0, masks, kinds, kind=kind is not None, reduction=reduction, symmetric=symmetric
+        "subspace_info_nce", pairs.z0, masks, kinds, kind=kind is not None, reduction=reduction, symmetric=symmetric
     )
     return _contrast(problem, run, reduction)
 
@@ -123,7 +123,7 @@ def subspace_nt_xent(
 
     Args:
         z0: Embedding of the first view, (N, D), floating point.
-        z1: Embedding of the second view, (N, D), same dtype and device.
+        z1: Embedding of the second view, (N, D), same device; float64 beside float64 alone.
         masks: One mask per subspace, (K, D). Columns where a mask is zero are skipped.
         temperature: Divides the cosines; > 0. A float, or a tensor of one element to learn it.
         kinds: Of :func:`mast_ops.functional.masked_distance`.
@@ -134,8 +134,8 @@ def subspace_nt_xent(
         backend: What computes it, see :data:`mast_ops.ops.Backend`.
 
     Returns:
-        ``"mean"``: a scalar. ``"none"``: (N, K), or (N,) with ``kind``. float32 for half-precision input, else
-        the dtype of ``z0``.
+        ``"mean"``: a scalar. ``"none"``: (N, K), or (N,) with ``kind``. float64 for float64 input, else
+        float32.
 
     Raises:
         ValueError, TypeError: The arguments disagree in shape, dtype or device, are empty or integer,
@@ -155,7 +155,7 @@ def subspace_nt_xent(
     check_temperature(temperature)
     pairs = Pairs.of(z0, z1, masks, kinds=kinds, kind=kind)
     run = Run(backend, gather_distributed).of(
-        "subspace_nt_xent", z0, masks, kinds, kind=kind is not None, reduction=reduction
+        "subspace_nt_xent", pairs.z0, masks, kinds, kind=kind is not None, reduction=reduction
     )
     return nt_xent(pairs, run, temperature=temperature, reduction=reduction)
 
@@ -163,7 +163,8 @@ def subspace_nt_xent(
 def nt_xent(pairs: Pairs, run: Run, *, temperature: float | Tensor, reduction: Reduction = "mean") -> Tensor:
     """The same, of checked pairs."""
     sample = torch.arange(len(pairs.z0), device=pairs.z0.device)
-    views = torch.cat([pairs.z0, pairs.z1])
+    with no_autocast(pairs.z0):  # it refuses to join embeddings of the other half precision than its own
+        views = torch.cat([pairs.z0, pairs.z1])
     row = None if pairs.kind is None else repeat(pairs.kind, "n -> (view n)", view=2)
     problem = problem_of(pairs, _inverse(temperature, views), repeat(sample, "n -> (view n)", view=2))
     problem = problem._replace(z0=views, row=row)
@@ -199,8 +200,8 @@ def subspace_sup_con(
         backend: What computes it, see :data:`mast_ops.ops.Backend`.
 
     Returns:
-        ``"mean"``: a scalar. ``"none"``: (N, K), or (N,) with ``kind``. float32 for half-precision input, else
-        the dtype of ``z``.
+        ``"mean"``: a scalar. ``"none"``: (N, K), or (N,) with ``kind``. float64 for float64 input, else
+        float32.
 
     Raises:
         ValueError, TypeError: The arguments disagree in shape, dtype or device, are empty or of another kind,
@@ -252,8 +253,8 @@ def check_samples(
     kind: Tensor | None,
     samples: tuple[Tensor | None, Tensor | None],
     gather_distributed: bool,
-) -> tuple[Pairs, Tensor, Tensor]:
-    """Anchors as pairs with themselves, and the sample of every anchor and candidate: by default row i is sample i."""
+) -> tuple[Pairs, Tensor, tuple[Tensor, Tensor]]:
+    """Anchors as pairs with themselves, candidates, and the samples of both: by default row i is sample i."""
     sample0, sample1 = samples
     if (sample0 is None) != (sample1 is None):
         missing, given = ("sample0", "sample1") if sample0 is None else ("sample1", "sample0")
@@ -270,7 +271,8 @@ def check_samples(
                 "gather_distributed: got True beside sample0 and sample1, wanted False: "
                 "positives are not sought on other ranks"
             )
-    return Pairs.of(z0, z0, masks, kinds=kinds, kind=kind), sample0, sample1
+    anchors, candidates = alike(z0, z1)
+    return Pairs.of(anchors, anchors, masks, kinds=kinds, kind=kind), candidates, (sample0, sample1)
 
 
 def problem_of(pairs: Pairs, inverse_temperature: Tensor, sample: Tensor) -> Contrast:

@@ -34,7 +34,7 @@ def masked_distance(
 
     Args:
         z0: Embedding of the first view, (N, D), floating point.
-        z1: Embedding of the second view, (N, D), same dtype and device.
+        z1: Embedding of the second view, (N, D), same device; float64 beside float64 alone.
         masks: One mask per subspace, (K, D); zeros drop a dimension, the sign of an entry does not matter.
         kinds: (S, K) bool: which augmentations differ in pairs of each kind. Default: one at a time, ``eye(K)``.
         kind: (N,) int64, a row of ``kinds``. With it, pair i is measured where the masks of all that differs in it are
@@ -46,8 +46,8 @@ def masked_distance(
         backend: What computes it, see :data:`mast_ops.ops.Backend`.
 
     Returns:
-        ``"none"``: (N, K), or (N,) with ``kind``. ``"mean"``: a scalar. float32 for half-precision input, else
-        the dtype of ``z0``.
+        ``"none"``: (N, K), or (N,) with ``kind``. ``"mean"``: a scalar. float64 for float64 input, else
+        float32.
 
     Raises:
         ValueError, TypeError: The arguments disagree in shape, dtype or device, are empty or integer,
@@ -71,9 +71,9 @@ def masked_distance(
     """
     check_choice("reduction", reduction, REDUCTIONS)
     pairs = Pairs.of(z0, z1, masks, kinds=kinds, kind=kind)
-    run = Run(backend, gather_distributed).of("masked_distance", z0, masks, kinds, kind=kind is not None)
-    with no_autocast(z0):
-        gap, table = Gap(z0, z1), pairs.table()
+    run = Run(backend, gather_distributed).of("masked_distance", pairs.z0, masks, kinds, kind=kind is not None)
+    with no_autocast(pairs.z0):
+        gap, table = Gap(pairs.z0, pairs.z1), pairs.table()
         if reduction == "none":
             return ops.distance(gap, table, run.backend)
         return run.mean(mean_gap(gap, table, run), len(z0))
@@ -95,7 +95,7 @@ def masked_cosine_similarity(
 
     Args:
         z0: Embedding of the first view, (N, D), floating point.
-        z1: Embedding of the second view, (N, D), same dtype and device.
+        z1: Embedding of the second view, (N, D), same device; float64 beside float64 alone.
         masks: One mask per subspace, (K, D).
         kinds: Of :func:`masked_distance`.
         kind: Likewise.
@@ -107,8 +107,8 @@ def masked_cosine_similarity(
         backend: What computes it, see :data:`mast_ops.ops.Backend`.
 
     Returns:
-        ``"none"``: (N, K), or (N,) with ``kind``. ``"mean"``: a scalar. float32 for half-precision input, else
-        the dtype of ``z0``.
+        ``"none"``: (N, K), or (N,) with ``kind``. ``"mean"``: a scalar. float64 for float64 input, else
+        float32.
 
     Raises:
         ValueError, TypeError: As for :func:`masked_distance`, or ``eps`` is not positive.
@@ -125,7 +125,7 @@ def masked_cosine_similarity(
     check_positive("eps", eps)
     check_choice("reduction", reduction, REDUCTIONS)
     pairs = Pairs.of(z0, z1, masks, kinds=kinds, kind=kind)
-    run = Run(backend, gather_distributed).of("masked_cosine_similarity", z0, masks, kinds, kind=kind is not None)
+    run = Run(backend, gather_distributed).of("masked_cosine_similarity", pairs.z0, masks, kinds, kind=kind is not None)
     cosine = cosine_of_pairs(pairs, run, eps)
     return cosine if reduction == "none" else run.mean(cosine.mean(), len(z0))
 

@@ -143,7 +143,7 @@ def subspace_barlow_twins(
 
     Args:
         z0: Embedding of the first view, (N, D), floating point, N >= 2.
-        z1: Embedding of the second view, (N, D), same dtype and device.
+        z1: Embedding of the second view, (N, D), same device; float64 beside float64 alone.
         masks: One mask per subspace, (K, D).
         kinds: Of :func:`mast_ops.functional.masked_distance`.
         kind: Likewise. With it, the invariance is that of each kind of pairs, in which the mask of the kind acts. It
@@ -155,7 +155,7 @@ def subspace_barlow_twins(
 
     Returns:
         ``(invariance, redundancy)``, (K,) each, the first (S,) with ``kind``: their means are the loss's terms. float32
-        for half-precision input, else the dtype of ``z0``.
+        for input of at most 32 bits, else float64.
 
     Raises:
         ValueError, TypeError: The arguments disagree in shape, dtype or device, are empty or integer, fewer
@@ -172,7 +172,7 @@ def subspace_barlow_twins(
         (tensor([0., 0.]), tensor([2., 0.]))
     """
     pairs = Pairs.of(z0, z1, masks, kinds=kinds, kind=kind)
-    run = Run(backend, gather_distributed).of("subspace_barlow_twins", z0, masks, kinds, kind=kind is not None)
+    run = Run(backend, gather_distributed).of("subspace_barlow_twins", pairs.z0, masks, kinds, kind=kind is not None)
     return barlow_twins(pairs, run)
 
 

@@ -39,7 +39,7 @@ def subspace_sensitivity(
 
     Args:
         z0: Embedding of the first view, (N, D), floating point, N >= 2.
-        z1: Embedding of the second view, (N, D), same dtype and device.
+        z1: Embedding of the second view, (N, D), same device; float64 beside float64 alone.
         masks: One mask per subspace, (K, D).
         kind: (N,) int64, a row of ``kinds``. An augmentation that differs alone in no pair of the batch costs nothing.
         kinds: (S, K) bool, which augmentations differ in pairs of each kind, every one of them in some. Default: one at
@@ -52,7 +52,7 @@ def subspace_sensitivity(
         backend: What computes it, see :data:`mast_ops.ops.Backend`.
 
     Returns:
-        (K,). float32 for half-precision input, else the dtype of ``z0``.
+        (K,). float32 for input of at most 32 bits, else float64.
 
     Raises:
         ValueError, TypeError: The arguments disagree in shape, dtype or device, are empty or integer, fewer than two
@@ -76,7 +76,7 @@ def subspace_sensitivity(
     check_index("kind", kind, len(z0), z0.device)  # here it is not optional
     if weight is not None:
         check_weight("weight", weight, z0)
-    run = Run(backend, gather_distributed).of("subspace_sensitivity", z0, masks, kinds)
+    run = Run(backend, gather_distributed).of("subspace_sensitivity", pairs.z0, masks, kinds)
     return sensitivity(pairs, run, weight=weight, eps=eps)
 
 

@@ -35,7 +35,7 @@ def subspace_sigmoid(
 
     Args:
         z0: Anchors, (N, D), floating point.
-        z1: Candidates, (C, D), same D, dtype and device; C = N unless samples are given.
+        z1: Candidates, (C, D), same D and device, float64 beside float64 alone; C = N unless samples are given.
         masks: One mask per subspace, (K, D). Columns where a mask is zero are skipped.
         scale: Multiplies the cosines: the inverse of a temperature. A float, or a tensor of one element to learn it.
         bias: Is added to them, likewise. Most pairs are negatives: it starts below 0.
@@ -50,8 +50,8 @@ def subspace_sigmoid(
         backend: What computes it, see :data:`mast_ops.ops.Backend`.
 
     Returns:
-        ``"mean"``: a scalar. ``"none"``: (N, K), or (N,) with ``kind``. float32 for half-precision input, else
-        the dtype of ``z0``.
+        ``"mean"``: a scalar. ``"none"``: (N, K), or (N,) with ``kind``. float64 for float64 input, else
+        float32.
 
     Raises:
         ValueError, TypeError: The arguments disagree in shape, dtype or device, are empty or integer,
@@ -71,11 +71,11 @@ def subspace_sigmoid(
     given = sample0
     check_scalar("scale", scale)
     check_scalar("bias", bias)
-    pairs, sample0, sample1 = check_samples(
+    pairs, z1, (sample0, sample1) = check_samples(
         z0, z1, masks, kinds=kinds, kind=kind, samples=(sample0, sample1), gather_distributed=False
     )
     run = Run(backend, gather_distributed).of(
-        "subspace_sigmoid", z0, masks, kinds, kind=kind is not None, reduction=reduction
+        "subspace_sigmoid", pairs.z0, masks, kinds, kind=kind is not None, reduction=reduction
     )
     if given is None:
         sample0 = sample1 = run.own_samples(len(z0), z0.device)

@@ -90,7 +90,7 @@ def uncertainty_invariance(
 
     Args:
         z0: Embedding of the first view, (N, D), floating point.
-        z1: Embedding of the second view, (N, D), same dtype and device.
+        z1: Embedding of the second view, (N, D), same device; float64 beside float64 alone.
         masks: One mask per subspace, (K, D).
         kinds: Of :func:`mast_ops.functional.masked_distance`.
         kind: Likewise.
@@ -108,8 +108,8 @@ def uncertainty_invariance(
         backend: What computes it, see :data:`mast_ops.ops.Backend`.
 
     Returns:
-        ``"none"``: (N, K), or (N,) with ``kind``. ``"mean"``: a scalar. float32 for half-precision input, else
-        the dtype of ``z0``.
+        ``"none"``: (N, K), or (N,) with ``kind``. ``"mean"``: a scalar. float64 for float64 input, else
+        float32.
 
     Raises:
         ValueError, TypeError: The arguments disagree in shape, dtype or device, are empty or integer,
@@ -139,7 +139,7 @@ def uncertainty_invariance(
     pairs = Pairs.of(z0, z1, masks, kinds=kinds, kind=kind, uncertainty=uncertainty)
     options = {"distance": distance, "normalize": normalize, "reduction": reduction}
     run = Run(backend, gather_distributed).of(
-        "uncertainty_invariance", z0, masks, kinds, kind=kind is not None, granularity=granularity, **options
+        "uncertainty_invariance", pairs.z0, masks, kinds, kind=kind is not None, granularity=granularity, **options
     )
     return invariance(pairs, run, distance=distance, normalize=normalize, reduction=reduction)
 

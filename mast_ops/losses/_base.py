@@ -29,7 +29,8 @@ class SubspaceLoss(nn.Module, ABC):
     views by keyword:
 
     - out0, out1: (N, D) embeddings, or :class:`mast_ops.SubspaceOutput` of a head (mixed is fine: BYOL's
-      target may be a plain tensor).
+      target may be a plain tensor). Two views of other dtypes, such as a prediction under autocast and a float32
+      target, meet in float32; float64 goes with float64 alone.
     - masks: (K, D), one mask an augmentation, wanted with plain tensors only; of two heads' outputs, those of ``out0``
       count.
     - kinds: (S, K) bool, which augmentations differ in pairs of each kind. Default: what the head knows, or one at a
