@@ -46,7 +46,8 @@ def check_alike(name: str, tensor: Tensor, other_name: str, other: Tensor) -> No
             raise ValueError(f"{name}: got {what} {got}, wanted {wanted}, that of {other_name}")
     if not _go_together(tensor.dtype, other.dtype):
         raise ValueError(
-            f"{name}: got dtype {tensor.dtype}, wanted {_wanted_beside(other.dtype)} beside {other_name} of {other.dtype}"
+            f"{name}: got dtype {tensor.dtype}, "
+            f"wanted {_wanted_beside(other.dtype)} beside {other_name} of {other.dtype}"
         )
 
 

@@ -182,7 +182,8 @@ def spoilt(call: Call, parameter: inspect.Parameter, valid: dict[str, Any]) -> I
             bad = ["crop", [], ["a", ""], ["a", " ", "b"], ["a", "a", "b"], [1, 2, 3], {"a", "b", "c"}, Thing(), b"abc"]
             values += [(repr(x), x) for x in (*bad, 2.5, True)]
         elif name in ("stretch", "projector", "modules", "augmentations", "pairs", "finalize", "generator", "curves",
-                      "regularizers", "weights", "masks", "out", "out0", "out1", "path", "ax"):  # fmt: skip
+                      "regularizers", "weights", "masks", "memory_bank_size", "out", "out0", "out1", "path",
+                      "ax"):  # fmt: skip
             values += [(repr(x), x) for x in PLACES]
         else:
             raise AssertionError(f"{call.name}: {name}: {kind}: say above how to spoil it")

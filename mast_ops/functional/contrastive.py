@@ -16,7 +16,7 @@ from mast_ops._checks import (
     values_are_free,
 )
 from mast_ops._precision import alike, no_autocast, wide
-from mast_ops.functional.distance import REDUCTIONS, Reduction
+from mast_ops.functional.distance import REDUCTIONS, Reduction, cosine_of_pairs
 from mast_ops.ops import Backend, Contrast
 from mast_ops.pairs import Pairs
 from mast_ops.run import Run
@@ -170,6 +170,27 @@ def nt_xent(pairs: Pairs, run: Run, *, temperature: float | Tensor, reduction: R
     problem = problem._replace(z0=views, row=row)
     losses = _contrast(problem, run, reduction)
     return losses if reduction == "mean" else rearrange(losses, "(view n) ... -> view n ...", view=2).mean(0)
+
+
+def against_negatives(pairs: Pairs, negatives: Tensor, run: Run, *, temperature: float | Tensor) -> Tensor:
+    """Mean over anchors of ``log(1 + exp(logsumexp_j s_ij - s_i+))``: the only negatives are those given, (M, D).
+
+    All-pairs operators give a logsumexp less a positive. Here the first of the negatives stands in for a positive that
+    all anchors share, and its score, added again, leaves the logsumexp.
+    """
+    with no_autocast(pairs.z0):
+        dtype = wide(pairs.z0.dtype)
+        z0, negatives = pairs.z0.to(dtype), negatives.to(dtype)
+        inverse = _inverse(temperature, z0)
+        shared = torch.zeros(len(z0), dtype=torch.int64, device=z0.device)
+        problem = problem_of(pairs, inverse, shared)._replace(
+            z0=z0, z1=negatives, sample1=torch.arange(len(negatives), device=z0.device)
+        )
+        rows, _ = ops.contrast(problem, backend=run.backend)
+        first = pairs._replace(z0=z0, z1=negatives[:1].expand_as(z0).contiguous())
+        log_sum = rows + inverse * cosine_of_pairs(first, run)
+        excess = log_sum - inverse * cosine_of_pairs(pairs, run)
+        return torch.logaddexp(excess, torch.zeros_like(excess)).mean()
 
 
 def subspace_sup_con(

@@ -1,8 +1,9 @@
 from torch import Tensor
 from typing_extensions import override
 
-from mast_ops.functional.contrastive import check_temperature, nt_xent
+from mast_ops.functional.contrastive import against_negatives, check_temperature, nt_xent
 from mast_ops.losses._base import SubspaceLoss, Terms
+from mast_ops.losses._memory import MemoryBank, check_memory_bank_size
 from mast_ops.ops import Backend
 from mast_ops.pairs import Pairs
 from mast_ops.run import Run
@@ -13,18 +14,25 @@ class SubspaceNTXentLoss(SubspaceLoss):
 
     With K = 1 and a mask of ones it equals lightly's ``NTXentLoss``. Predicted variances are not used.
 
+    With a memory bank it is MoCo's loss: the anchors are those of the first view, each with its second view as the
+    positive and the bank's embeddings as negatives; gradients reach the bank through masks alone. The bank takes the
+    second views in after every call in which the first view has a gradient. What it keeps are whole embeddings, so that
+    today's masks are compared on both sides. Without a momentum encoder old embeddings go stale: use one.
+
     Args:
         temperature: Divides the cosines; 0.5 as in lightly. An ``nn.Parameter`` of one element is learned.
+        memory_bank_size: Embeddings that the bank keeps and their width, (M, D), such as ``(4096, 128)``; 0, as in
+            lightly, for none. A bank fills with the batches of its own rank.
         gather_distributed: Whether the batch is that of all ranks, see :class:`mast_ops.losses.SubspaceLoss`.
         backend: What computes it, see :data:`mast_ops.ops.Backend`.
         sensitivity_param: Weight of the sensitivity of what masks leave out, see :class:`mast_ops.losses.SubspaceLoss`;
             5 by `benchmarks/evidence`.
 
     Raises:
-        ValueError: ``temperature`` is not a positive number, or ``backend`` is unknown. On call: arguments that
-            disagree.
+        ValueError: ``temperature`` is not a positive number, ``backend`` is unknown, or ``memory_bank_size`` is not 0
+            beside ``gather_distributed``. On call: arguments that disagree.
 
-    Source: SimCLR (arXiv 2002.05709), equation 1; the masked form is ours.
+    Source: SimCLR (arXiv 2002.05709), equation 1, and MoCo (arXiv 1911.05722), equation 1; the masked form is ours.
 
     Example:
         >>> import torch
@@ -37,6 +45,7 @@ class SubspaceNTXentLoss(SubspaceLoss):
     def __init__(
         self,
         temperature: float | Tensor = 0.5,
+        memory_bank_size: int | tuple[int, int] = 0,
         *,
         gather_distributed: bool = False,
         backend: Backend = "auto",
@@ -44,8 +53,19 @@ class SubspaceNTXentLoss(SubspaceLoss):
     ) -> None:
         super().__init__(gather_distributed=gather_distributed, backend=backend, sensitivity_param=sensitivity_param)
         check_temperature(temperature)
+        size = check_memory_bank_size(memory_bank_size)
+        if size is not None and gather_distributed:
+            raise ValueError(
+                "gather_distributed: got True beside a memory bank, wanted False: a bank is of its own rank"
+            )
+        self.memory_bank = None if size is None else MemoryBank(size)
         self.temperature = temperature
 
     @override
     def terms(self, pairs: Pairs, run: Run) -> Terms:
-        return {"nt_xent": (1.0, nt_xent(pairs, run, temperature=self.temperature))}
+        if self.memory_bank is None:
+            return {"nt_xent": (1.0, nt_xent(pairs, run, temperature=self.temperature))}
+        negatives = self.memory_bank.negatives(pairs.z0)
+        if pairs.z0.requires_grad:
+            self.memory_bank.add(pairs.z1)
+        return {"nt_xent": (1.0, against_negatives(pairs, negatives, run, temperature=self.temperature))}

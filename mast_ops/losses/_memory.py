@@ -1,0 +1,61 @@
+"""Embeddings of earlier batches, kept as further negatives."""
+
+import torch
+from torch import Tensor, nn
+
+from mast_ops._checks import check_count, shown
+
+
+class MemoryBank(nn.Module):
+    """The last ``size`` embeddings, first in, first out. Like all state of a loss it is in the ``state_dict``.
+
+    An embedding that is not finite is not kept: the step that made it shows it, and the steps after it do not.
+
+    Args:
+        size: Number of embeddings M and their width D. They start as random unit vectors.
+    """
+
+    bank: Tensor
+    position: Tensor
+
+    def __init__(self, size: tuple[int, int]) -> None:
+        super().__init__()
+        self.register_buffer("bank", torch.empty(size))
+        self.register_buffer("position", torch.empty((), dtype=torch.int64))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.normal_(self.bank)
+        with torch.no_grad():
+            self.bank.copy_(nn.functional.normalize(self.bank, dim=-1))
+            self.position.zero_()
+
+    def negatives(self, z: Tensor) -> Tensor:
+        """A copy, (M, D): later batches do not change it."""
+        size, dim = self.bank.shape
+        if z.shape[1] != dim or z.device != self.bank.device:
+            raise ValueError(
+                f"memory_bank_size: got ({size}, {dim}) on {self.bank.device}, "
+                f"wanted ({size}, {z.shape[1]}) on {z.device}, the D and device of the embeddings"
+            )
+        return self.bank.clone()
+
+    @torch.no_grad()
+    def add(self, z: Tensor) -> None:
+        """In the place of the oldest; of a batch larger than the bank, the last."""
+        size = len(self.bank)
+        z = z[-size:].to(self.bank.dtype)
+        places = (self.position + torch.arange(len(z), device=z.device)) % size
+        finite = z.isfinite().all(1, keepdim=True)
+        self.bank.index_copy_(0, places, torch.where(finite, z, self.bank[places]))
+        self.position.copy_((self.position + len(z)) % size)
+
+
+def check_memory_bank_size(size: object) -> tuple[int, int] | None:
+    """None for 0: no bank."""
+    if isinstance(size, tuple | list) and len(size) == 2:
+        counted = check_count("memory_bank_size[0]", size[0], 0), check_count("memory_bank_size[1]", size[1])
+        return counted if counted[0] else None
+    if type(size) is not int or size:
+        raise ValueError(f"memory_bank_size: got {shown(size)}, wanted 0, or a number of embeddings and their width D")
+    return None
