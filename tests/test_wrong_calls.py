@@ -156,6 +156,7 @@ PLACES = [None, 1, "nonsense", [], Thing(), torch.ones(2)]
 RIGHT = {
     ("mean", "-1.0"),  # of a normal distribution
     ("bias", "-1.0"),
+    ("memory_bank_size", "0"),  # none
     ("subspace_sigmoid", "scale", "-1.0"),
 }
 
@@ -173,7 +174,7 @@ def spoilt(call: Call, parameter: inspect.Parameter, valid: dict[str, Any]) -> I
         elif kind is float:
             values += [(repr(x), x) for x in NUMBERS if not {(name, repr(x)), (call.name, name, repr(x))} & RIGHT]
         elif kind is int:
-            values += [(repr(x), x) for x in COUNTS]
+            values += [(repr(x), x) for x in COUNTS if (name, repr(x)) not in RIGHT]
         elif kind is bool:
             values += [(repr(x), x) for x in FLAGS]
         elif get_origin(kind) is Literal:
