@@ -433,6 +433,69 @@ def test_degenerate_input_is_finite(name, case):
         assert grad is None or grad.isfinite().all()
 
 
+BACKENDS = ["eager", "chunked"]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("size", [1e-15, 1e14, 1e18])
+def test_a_cosine_of_any_size_has_all_of_its_gradient(size, backend):
+    z0, z1, masks, _ = make(5, 4, 3, torch.float32)
+    grads = []
+    for dtype in (torch.float32, torch.float64):
+        leaves = [(size * z).to(dtype).requires_grad_() for z in (z0, z1)]
+        value = MF.masked_cosine_similarity(*leaves, masks.to(dtype), eps=1e-19, backend=backend)
+        grads.append([g.double() * size for g in torch.autograd.grad(value.sum(), leaves)])
+    torch.testing.assert_close(*grads, rtol=1e-4, atol=1e-5)
+
+
+def test_standardising_and_overlap_of_huge_numbers_keep_their_gradients():
+    z0, z1, masks, _ = make(5, 4, 3, torch.float32)
+    for function in (
+        lambda z: MF.subspace_barlow_twins(z, z1.to(z.dtype), masks.to(z.dtype))[0].sum(),
+        lambda z: MF.mask_overlap(z.abs()),
+    ):
+        grads = []
+        for dtype in (torch.float32, torch.float64):
+            z = (1e14 * z0).to(dtype).requires_grad_()
+            grads.append(torch.autograd.grad(function(z), z)[0].double() * 1e14)
+        torch.testing.assert_close(*grads, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("shift", [-95.0, 95.0])
+@pytest.mark.parametrize("factorised", [False, True])
+def test_weights_of_pairs_do_not_depend_on_the_unit_of_their_variance(shift, factorised, backend):
+    """Not even where a float32 holds neither the variance nor its inverse."""
+    z0, z1, masks, kind = make(5, 4, 3, torch.float32)
+    log_variance = torch.randn(5, 4)
+
+    def gradient(by):
+        z = z0.clone().requires_grad_()
+        value = MF.uncertainty_invariance(
+            z, z1, masks, kind=kind if factorised else None, log_variance=log_variance + by, granularity="dimension",
+            normalize=True, reduction="mean", backend=backend,
+        )  # fmt: skip
+        return torch.autograd.grad(value, z)[0]
+
+    torch.testing.assert_close(gradient(shift), gradient(0), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("granularity", ["sample", "subspace", "dimension"])
+def test_identical_pairs_of_any_certainty_have_no_gradient(granularity, backend):
+    z0, _, masks, _ = make(5, 4, 3, torch.float32)
+    width = {"sample": 1, "subspace": 3, "dimension": 4}[granularity]
+    leaves = [z0.requires_grad_(), masks.requires_grad_(), torch.full((5, width), -100.0).requires_grad_()]
+    value = MF.uncertainty_invariance(
+        leaves[0], z0.detach(), leaves[1], log_variance=leaves[2], granularity=granularity, backend=backend
+    )
+    grads = torch.autograd.grad(value.sum(), leaves)
+    assert value.isfinite().all()
+    assert not grads[0].any()
+    assert grads[1].isfinite().all()
+    assert grads[2].isfinite().all()
+
+
 def test_small_temperature_is_finite():
     z0, z1, masks, _ = make(8, 6, 3, torch.float32)
     for function in (MF.subspace_info_nce, MF.subspace_nt_xent):

@@ -148,5 +148,8 @@ def cosine_of_pairs(pairs: Pairs, run: Run, eps: float = COSINE_EPS) -> Tensor:
 
 
 def _inverse_norm(squared_norm: Tensor, eps: float) -> Tensor:
-    """``1 / max(norm, eps)``, with the zero gradient below eps that a bare square root does not have."""
-    return squared_norm.clamp_min(eps * eps).rsqrt()
+    """``1 / max(norm, eps)``, with the zero gradient below eps that a bare square root does not have.
+
+    No rsqrt: its gradient is made of the result's cube, which a float32 does not hold for norms above 1e12.
+    """
+    return squared_norm.clamp_min(eps * eps).sqrt().reciprocal()

@@ -253,4 +253,4 @@ def _off_diagonal(x: Tensor, y: Tensor | None, squared: Tensor, run: Run) -> Ten
 
 
 def _standardise(statistics: _Statistics) -> Tensor:
-    return statistics.centred * (statistics.variance + _BATCH_NORM_EPS).rsqrt()
+    return statistics.centred * (statistics.variance + _BATCH_NORM_EPS).sqrt().reciprocal()

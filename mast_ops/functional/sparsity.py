@@ -163,7 +163,7 @@ def mask_overlap(masks: Tensor) -> Tensor:
     num_subspaces = masks.shape[0]
     with no_autocast(masks):
         (masks,) = widen(masks)
-        unit = masks * masks.square().sum(dim=1, keepdim=True).clamp_min(_NORM_EPS).rsqrt()
+        unit = masks * masks.square().sum(dim=1, keepdim=True).clamp_min(_NORM_EPS).sqrt().reciprocal()
         off_diagonal = 1 - torch.eye(num_subspaces, dtype=masks.dtype, device=masks.device)
         return (unit @ unit.T * off_diagonal).sum() / max(num_subspaces * (num_subspaces - 1), 1)
 

@@ -187,29 +187,42 @@ def _squared(pairs: Pairs, run: Run, normalize: bool = False, reduction: Reducti
     if pairs.uncertainty is not None and pairs.uncertainty.granularity == "dimension":
         log_variance = pairs.log_variance()
         assert log_variance is not None
-        scale = torch.full_like(log_variance[:1], 0.5)
-        if normalize:
-            scale = torch.exp(_log_harmonic_mean(log_variance, run))
-        gap = gap._replace(log_variance=log_variance, scale=scale)
-        return _bounded(gap, table, run, reduction) / pairs.z0.shape[1]
+        shared = _log_harmonic_mean(log_variance, run) if normalize else None
+        return _likelihood(gap, table, run, (log_variance, shared), reduction) / pairs.z0.shape[1]
     if reduction == "none":
         return ops.distance(gap, table, run.backend) / pairs.z0.shape[1]
     return run.mean(mean_gap(gap, table, run) / pairs.z0.shape[1], len(pairs.z0))
 
 
-def _bounded(gap: Gap, table: Table, run: Run, reduction: Reduction) -> Tensor:
-    """The likelihood, whose log counts at most once: what operators count beyond that is taken back."""
-    assert gap.log_variance is not None
-    assert gap.scale is not None
-    price, excess = gap.scale * gap.log_variance, torch.relu(table.squared - 1)
-    if reduction == "none":
-        back = price @ excess.T if table.row is None else (price * excess[table.row]).sum(1)
-        return ops.distance(gap, table, run.backend) - back
-    if table.row is None:
-        back = (price.mean(0) * excess).sum() / len(excess)
+def _likelihood(gap: Gap, table: Table, run: Run, doubt: tuple[Tensor, Tensor | None], reduction: Reduction) -> Tensor:
+    """The likelihood per dimension, or twice that times a variance that all samples share; ``doubt``: both logarithms.
+
+    Operators count the log by the squared mask, here it counts at most once: the rest is taken back. They are told
+    variances relative to the shared one, so that what weighs a difference neither overflows nor vanishes on the way.
+    """
+    log_variance, shared = doubt
+    excess = torch.relu(table.squared - 1)
+    scale = torch.full_like(log_variance[:1], 0.5 if shared is None else 1)
+    if shared is None:
+        back = _pooled(0.5 * log_variance, excess, table.row, reduction)
     else:
-        back = (F.one_hot(table.row, len(excess)).to(price.dtype).T @ price * excess).sum() / len(price)
+        price = shared.exp() * log_variance
+        log_variance = log_variance - shared
+        back = _pooled(log_variance, table.squared, table.row, reduction)
+        back = back - _pooled(price, table.squared - excess, table.row, reduction)
+    gap = gap._replace(log_variance=log_variance, scale=scale)
+    if reduction == "none":
+        return ops.distance(gap, table, run.backend) - back
     return run.mean(mean_gap(gap, table, run) - back, len(gap.z0))
+
+
+def _pooled(x: Tensor, weight: Tensor, row: Tensor | None, reduction: Reduction) -> Tensor:
+    """``sum_d weight_rd x_id``, as operators pool a gap; or its mean over this rank's samples and what each reads."""
+    if reduction == "none":
+        return x @ weight.T if row is None else (x * weight[row]).sum(1)
+    if row is None:
+        return (x.mean(0) * weight).sum() / len(weight)
+    return (F.one_hot(row, len(weight)).to(x.dtype).T @ x * weight).sum() / len(x)
 
 
 def _own_column(x: Tensor, row: Tensor | None) -> Tensor:
@@ -222,6 +235,8 @@ def _own_column(x: Tensor, row: Tensor | None) -> Tensor:
 def _over_variance(x: Tensor, log_variance: Tensor) -> Tensor:
     """``x / v``, in two steps: 0 over a tiny variance stays 0, and what fits a float does not overflow on the way."""
     half = torch.exp(-log_variance / 2)
+    # No distance has no gradient: not even where one over the variance is beyond a float, and 0 * inf would be NaN.
+    half = torch.where((x == 0) & (half * half).isinf(), 1, half)
     return x * half * half
 
 
