@@ -480,6 +480,13 @@ def test_weights_of_pairs_do_not_depend_on_the_unit_of_their_variance(shift, fac
     torch.testing.assert_close(gradient(shift), gradient(0), rtol=1e-4, atol=1e-6)
 
 
+def test_no_pair_is_finite_relative_to_a_mean_that_is_not():
+    z0, z1, masks, _ = make(5, 4, 3)
+    z0[2, 1] = torch.nan
+    doubt = {"log_variance": torch.zeros(5, 1, dtype=torch.float64), "granularity": "sample", "normalize": True}
+    assert not MF.uncertainty_invariance(z0, z1, masks, distance="cosine", **doubt).isfinite().any()
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("granularity", ["sample", "subspace", "dimension"])
 def test_identical_pairs_of_any_certainty_have_no_gradient(granularity, backend):

@@ -252,7 +252,7 @@ def _mismatch(pairs: Pairs, run: Run) -> Tensor:
     table = table._replace(squared=table.squared.detach())
     _, norm0, norm1 = ops.products(z0 - mean, z1 - mean, table, run.backend)
     norms = norm0 + norm1
-    return ops.distance(Gap(z0, z1), table, run.backend) / torch.where(norms > 0, norms, 1)
+    return ops.distance(Gap(z0, z1), table, run.backend) / torch.where(norms == 0, 1, norms)
 
 
 def _log_harmonic_mean(log_variance: Tensor, run: Run) -> Tensor:
