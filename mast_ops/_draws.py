@@ -74,5 +74,13 @@ def same(x: Any, y: Any) -> bool:
     return type(x) is type(y) and bool(x.tobytes() == y.tobytes())
 
 
+def alike(x: Any, y: Any) -> bool:
+    """To the bit: what does nothing twice gives that."""
+    if isinstance(x, Tensor) and isinstance(y, Tensor):
+        return x.dtype == y.dtype and torch.equal(x, y)
+    sizes = (getattr(image, "shape", image.size) for image in (x, y))
+    return type(x) is type(y) and next(sizes) == next(sizes) and bool(x.tobytes() == y.tobytes())
+
+
 def is_image(x: Any) -> bool:
     return isinstance(x, Tensor) or all(hasattr(x, name) for name in ("copy", "size", "tobytes"))

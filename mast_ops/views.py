@@ -5,6 +5,7 @@ of a table, `mast_ops.kinds`. A draw of any callable is shared by calling it twi
 """
 
 import os
+import random
 import sys
 import threading
 import warnings
@@ -18,6 +19,7 @@ from torch.utils.data import get_worker_info
 from mast_ops._checks import check_flag, check_names
 from mast_ops._draws import (
     Augmentation,
+    alike,
     copied,
     devices_of,
     draw,
@@ -31,6 +33,8 @@ from mast_ops.kinds import kinds_of, names_of_kinds
 
 _TRIALS = 8  # a hidden coin tossed once a call slips through with probability 2 ** -8
 _TRIAL_ROWS = 4  # of a batch: the first batch should not cost much more than the others
+_REDRAWS = 32  # what acts in a tenth of its calls then gives two equal views once in 600 times
+_REDRAWS_AT_ONCE = 8  # of each sample of a batch: calls are few, where one costs as much for ten samples as for two
 _TRIAL_ITEMS = 8  # before one is called deterministic: a random crop draws nothing where an image is of its size
 
 
@@ -79,6 +83,12 @@ class FactorizedViews:
     * one item: x is a PIL image, a numpy array, or a tensor of up to three axes; kind is an int (int64 once
       collated) from a shuffled deck of S cards, made like a batch: of even weights, each kind comes once a round.
 
+    The two views of a pair are never equal. An augmentation that acts with a probability (a flip, grey) would leave
+    half of its own pairs without a difference: where the last of a kind's augmentations leaves the views equal, it
+    is drawn anew for both until they differ, at most 32 times. So a pair of one augmentation follows the law of two
+    draws that differ; in a pair of several, each is drawn on its own, as in plain training, and it may be that only
+    one of them shows. On a device a batch waits for this comparison once an augmentation.
+
     A draw runs under a seed for torch (the CPU, and x's device), `random`, and numpy's global state where numpy is
     imported, and all of them are put back: a call advances `generator` by its decisions and seeds, and nothing
     else. These states are the process's, so calls from several threads wait for one another; other code that draws
@@ -100,8 +110,10 @@ class FactorizedViews:
             or dtypes, or gives one image a batch axis.
 
     Warns:
-        UserWarning: once for each augmentation that makes one draw for a whole batch; or that has a generator of
-            its own, whose draws we cannot see, and in its first eight uses gives one result under every seed.
+        UserWarning: once for each augmentation that makes one draw for a whole batch; that leaves two views equal
+            after all redraws, as on a blank image, or where it acts in a fiftieth of its calls; or that has a
+            generator of its own, whose draws we cannot see, and in its first eight uses gives one result under every
+            seed.
 
     Source: ours. The abstract of the MAST paper (ICLR 2023) does not say how pairs are sampled.
 
@@ -158,6 +170,9 @@ class FactorizedViews:
         self._finalize = finalize
         self._generator = generator
         self._uses_on_trial = {name: _uses_on_trial(call, batched) for name, call in calls.items()} | {"finalize": 1}
+        # The last of a kind's augmentations sees to it that the views differ.
+        self._is_last = kinds & (kinds.flip(1).cumsum(1).flip(1) == 1)
+        self._warned_of_equal_views: set[str] = set()
         self._deck: list[int] = []
         self._process: int | None = None
 
@@ -185,19 +200,24 @@ class FactorizedViews:
             seeds = torch.randint(2**32, (len(self._calls), 2), generator=generator).tolist()
         make_views = self._views_of_batch if self._batched else self._views_of_item
         with outer_states_kept(x):
-            view0, view1 = make_views(x, self.kinds[kind], seeds)
+            view0, view1 = make_views(x, self.kinds[kind], self._is_last[kind], seeds)
             if self._finalize is not None:
                 self._try("finalize", self._finalize, view0)
                 view0, view1 = (draw("finalize", self._finalize, view, 0) for view in (view0, view1))
         return ViewPair(view0, view1, kind.to(x.device) if self._batched else kind)
 
-    def _views_of_batch(self, x: Tensor, differs: Tensor, seeds: list[list[int]]) -> tuple[Tensor, Tensor]:
-        """`differs`: (N, K), on the CPU."""
+    def _views_of_batch(
+        self, x: Tensor, differs: Tensor, is_last: Tensor, seeds: list[list[int]]
+    ) -> tuple[Tensor, Tensor]:
+        """`differs`, `is_last`: (N, K), on the CPU."""
         view0 = view1 = x.clone()  # one will do: all that is read of view1 at first is `part`
         apart = torch.zeros_like(differs[:, 0])
-        for (name, call), (shared, new), anew in zip(self._calls.items(), seeds, differs.T, strict=True):
+        steps = zip(self._calls.items(), seeds, differs.T, is_last.T, strict=True)
+        for (name, call), (shared, new), anew, last in steps:
             rows = anew.nonzero()[:, 0].to(x.device)
+            settled = last.nonzero()[:, 0].to(x.device)
             part = view1[rows]  # a copy, made before the replay may work in place
+            before = view0[settled], view1[settled]
             self._try(name, call, view0)
             view0 = draw(name, call, view0, shared)
             _check_rows(name, view0, len(x))
@@ -208,21 +228,70 @@ class FactorizedViews:
                 part = draw(name, call, part, new)
                 _check_rows(name, part, len(rows), like=view0)
                 view1[rows] = part
+                self._redraw_rows(name, call, before, (view0, view1), settled, _more_seeds(shared, new))
             apart |= anew
         return view0, view1
 
-    def _views_of_item(self, x: Any, differs: Tensor, seeds: list[list[int]]) -> tuple[Any, Any]:
-        """`differs`: (K,)."""
+    def _redraw_rows(
+        self,
+        name: str,
+        call: Augmentation,
+        before: tuple[Tensor, Tensor],
+        views: tuple[Tensor, Tensor],
+        rows: Tensor,
+        seeds: random.Random,
+    ) -> None:
+        """Draws those of these rows anew whose views are equal, in place; `before` is what the rows were drawn of."""
+        for _ in range(_REDRAWS // _REDRAWS_AT_ONCE):
+            equal = ~_rows_differ(*(view[rows] for view in views)) if len(rows) > 0 else rows.bool()
+            if not equal.any():
+                return
+            rows, before = rows[equal], (before[0][equal], before[1][equal])
+            drawn = []
+            for start in before:
+                many = draw(name, call, start.repeat_interleave(_REDRAWS_AT_ONCE, 0), seeds.getrandbits(32))
+                _check_rows(name, many, _REDRAWS_AT_ONCE * len(rows), like=views[0])
+                drawn.append(many)
+            found = _rows_differ(*drawn).view(len(rows), _REDRAWS_AT_ONCE).long().argmax(1)  # the first that differs
+            found += _REDRAWS_AT_ONCE * torch.arange(len(rows), device=rows.device)
+            for view, many in zip(views, drawn, strict=True):
+                view[rows] = many[found]
+        if not _rows_differ(*(view[rows] for view in views)).all():
+            self._warn_of_equal_views(name)
+
+    def _views_of_item(self, x: Any, differs: Tensor, is_last: Tensor, seeds: list[list[int]]) -> tuple[Any, Any]:
+        """`differs`, `is_last`: (K,)."""
         view0, view1 = copied(x), None  # before they differ the views are alike, and drawn once for both
-        for (name, call), (shared, new), anew in zip(self._calls.items(), seeds, differs.tolist(), strict=True):
+        steps = zip(self._calls.items(), seeds, differs.tolist(), is_last.tolist(), strict=True)
+        for (name, call), (shared, new), anew, last in steps:
             if anew and view1 is None:
                 view1 = copied(view0)
+            before = (copied(view0), copied(view1)) if last else None
             self._try(name, call, view0)
             view0 = draw(name, call, view0, shared)
             _check_item(name, view0)
             if view1 is not None:
                 view1 = draw(name, call, view1, new if anew else shared)
+            if before is not None and alike(view0, view1):
+                view0, view1 = self._redrawn(name, call, before, _more_seeds(shared, new))
         return view0, view1
+
+    def _redrawn(self, name: str, call: Augmentation, before: tuple[Any, Any], seeds: random.Random) -> tuple[Any, Any]:
+        for _ in range(_REDRAWS):
+            view0, view1 = (draw(name, call, copied(start), seeds.getrandbits(32)) for start in before)
+            if not alike(view0, view1):
+                return view0, view1
+        self._warn_of_equal_views(name)
+        return view0, view1
+
+    def _warn_of_equal_views(self, name: str) -> None:
+        on_trial = self._uses_on_trial[name] > 0  # which may yet refuse it, in better words
+        if name not in self._warned_of_equal_views and not on_trial:
+            self._warned_of_equal_views.add(name)
+            _warn(
+                f"{name}: got two equal views from {_REDRAWS} pairs of draws, wanted views that differ in it: such a "
+                "pair teaches nothing: does it act on this image, and often enough?"
+            )
 
     def _dealt(self, generator: torch.Generator | None) -> int:
         if not self._deck:
@@ -259,6 +328,7 @@ class FactorizedViews:
                     return
                 if not drew:
                     _refuse_deterministic(name, call)
+                    self._warned_of_equal_views.add(name)
             elif self._batched and len(image) > 1 and all(same(y, y[:1].expand_as(y)) for y in results):
                 _warn(
                     f"{name}: got one draw for all samples of a batch, wanted one for each, as kornia's augmentations "
@@ -286,6 +356,15 @@ def _trial(name: str, call: Augmentation, image: Any, seeds: Sequence[int]) -> t
                 "numpy's global generator, or a method set_random_seed(seed) for a generator of its own"
             )
     return results, drew
+
+
+def _more_seeds(shared: int, new: int) -> random.Random:
+    """Of the two that a call has drawn: redraws take nothing from its generator."""
+    return random.Random(shared << 32 | new)
+
+
+def _rows_differ(view0: Tensor, view1: Tensor) -> Tensor:
+    return (view0 != view1).flatten(1).any(1)
 
 
 def _check_deterministic(name: str, call: Augmentation, image: Any, seeds: Sequence[int]) -> None:

@@ -152,6 +152,7 @@ def test_any_table_and_weights_are_kept_to(data, num, num_samples, per_sample, s
         assert math.floor(nearest) <= count <= math.ceil(nearest)
 
 
+@settings(deadline=None)
 @given(num=st.integers(1, 6), num_samples=st.integers(1, 40), seed=st.integers(0, 2**32))
 def test_even_weights_give_counts_one_apart_at_most(num, num_samples, seed):
     generator = torch.Generator().manual_seed(seed)
@@ -454,12 +455,84 @@ def test_augmentation_that_is_not_random_is_refused(call, image):
 
 
 @pytest.mark.parametrize("batched", [True, False])
-def test_augmentation_that_seldom_acts_or_finds_nothing_to_do_is_let_through(batched, recwarn):
+def test_augmentation_that_seldom_acts_or_finds_nothing_to_do_is_let_through_with_a_word(batched, recwarn):
     x = torch.zeros(4, 3, 8, 8) if batched else torch.zeros(3, 8, 8)  # black, and the same however it is turned
     views = FactorizedViews({"rarely": rarely, "flip": lambda x: x.flip(random.choice([-1, -2]))}, batched=batched)
     for _ in range(20):
         views(x)
+    assert sorted(str(warning.message).partition(": got two equal views")[0] for warning in recwarn) == [
+        "augmentations['flip']",
+        "augmentations['rarely']",
+    ]
+    assert {warning.filename for warning in recwarn} == {__file__}
+
+
+class Coin:
+    """Adds one to a column with a probability, by a draw for each sample."""
+
+    def __init__(self, column: int, p: float):
+        self.column, self.p = column, p
+
+    def __call__(self, x: Tensor) -> Tensor:
+        acts = (torch.rand(len(x) if x.dim() == 4 else 1) < self.p).float()
+        x[..., self.column] += acts[:, None, None] if x.dim() == 4 else acts
+        return x
+
+
+def coins(**p: float) -> dict[str, Coin]:
+    return {name: Coin(column, probability) for column, (name, probability) in enumerate(p.items())}
+
+
+@pytest.mark.parametrize("batched", [True, False])
+@pytest.mark.parametrize("pairs", ["mixed", "all_but_one"])
+def test_views_of_a_pair_differ_though_its_augmentations_may_not_act(batched, pairs, recwarn):
+    """Half of the pairs of a flip, and two thirds of those of a rare grey, were two equal views."""
+    views = FactorizedViews(coins(flip=0.5, grey=0.2, blur=0.7), pairs=pairs, batched=batched)
+    for _ in range(4 if batched else 100):
+        view0, view1, kind = views(images(50) if batched else images(1)[0])
+        differs = (view0 != view1)[..., 0, 0, :3]
+        assert differs.any(-1).all()
+        assert not (differs & ~views.kinds[kind]).any()
     assert not recwarn
+
+
+@pytest.mark.parametrize("batched", [True, False])
+def test_redrawn_pair_follows_the_law_of_two_draws_that_differ(batched):
+    """Either view is grey as often as the other, whatever the probability; pairs of several are two plain draws."""
+    views = FactorizedViews(coins(flip=0.5, grey=0.2), weights=[0, 1, 1], batched=batched)
+    grey: dict[int, list[tuple[bool, bool]]] = {1: [], 2: []}
+    for _ in range(2 if batched else 1200):
+        view0, view1, kind = views(images(600) if batched else images(1)[0])
+        both = torch.stack((view0, view1), -1)[..., 0, 0, 1, :] == 0
+        for s, pair in zip(torch.as_tensor(kind).reshape(-1).tolist(), both.reshape(-1, 2).tolist(), strict=True):
+            grey[s].append(tuple(pair))
+    assert all(a != b for a, b in grey[1])
+    assert sum(a for a, _ in grey[1]) / len(grey[1]) == pytest.approx(0.5, abs=0.08)
+    # In pairs of both, where the flips are equal greys must differ: 0.32 or, given equal flips, 1.
+    apart = [a != b for a, b in grey[2]]
+    assert sum(apart) / len(apart) == pytest.approx(0.5 * 0.32 + 0.5, abs=0.08)
+
+
+def test_redraws_are_repeatable_and_take_nothing_from_the_generator():
+    x = images(20)
+    made, states = [], []
+    for p in (0.2, 0.2, 0.6):
+        generator = torch.Generator().manual_seed(3)
+        made.append(FactorizedViews({"a": Coin(0, p), "b": Stamp(1)}, batched=True, generator=generator)(x))
+        states.append(generator.get_state())
+    assert all(torch.equal(a, b) for a, b in zip(made[0], made[1], strict=True))
+    assert torch.equal(states[0], states[2])
+
+
+@pytest.mark.filterwarnings("ignore:.*two equal views")
+@one_draw_for_a_batch
+def test_redraw_of_one_draw_for_a_batch():
+    views = FactorizedViews({"flip": lambda x: x.flip(-1) if torch.rand(()) < 0.3 else x}, batched=True)
+    differ = [
+        (pair.view0 != pair.view1).flatten(1).any(1).all()
+        for pair in (views(torch.rand(6, 1, 2, 3)) for _ in range(40))
+    ]
+    assert sum(differ) > 30  # four redraws of 0.42 each leave a few
 
 
 def test_random_crop_of_an_image_of_its_size_is_let_through():
@@ -503,7 +576,7 @@ def test_one_draw_for_a_batch_is_warned_of_once():
     [
         Stamp(0),
         lambda x: torch.where(torch.rand(len(x), 1, 1, 1) < 0.5, x.flip(-1), x),
-        lambda x: torch.where(torch.rand(len(x), 1, 1, 1) < 0.05, x.flip(-1), x),
+        lambda x: torch.where(torch.rand(len(x), 1, 1, 1) < 0.3, x.flip(-1), x),
         nothing,
     ],
     ids=["each its draw", "flip", "seldom", "nothing seen"],
@@ -513,7 +586,7 @@ def test_a_draw_for_each_sample_is_not_warned_of(call, num_samples, recwarn):
     views = FactorizedViews({"call": call}, batched=True)
     for _ in range(5):
         views(torch.rand(num_samples, 1, 2, 9))
-    assert not recwarn
+    assert not [warning for warning in recwarn if "one draw" in str(warning.message)]
 
 
 def test_batch_of_one_is_not_warned_of(recwarn):
