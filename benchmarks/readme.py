@@ -13,6 +13,7 @@ import json
 import os
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +30,10 @@ PAGES = {  # and the parts of each
     "README.md": ("result",),
     "benchmarks/README.md": DEVICES,
     "benchmarks/distributed/README.md": ("distributed",),
-    "benchmarks/evidence/README.md": ("evidence", "differences", "claims", "ablations"),
+    "benchmarks/evidence/README.md": ("evidence", "differences", "claims", "longer", "emoji", "ablations"),
     "examples/README.md": METHODS,
 }
+SHORT = ("longer", "emoji")  # files of the evidence that have a table of means alone
 UNMEASURED = "Not measured."
 
 
@@ -65,8 +67,10 @@ def part(name: str, folder: Path, results: Path) -> str:
     if name == "distributed":
         return ranks(results / RANKS, brief=True)
     file = results / EVIDENCE / "results.json"
+    if name in SHORT:
+        return evidence(results / EVIDENCE / f"{name}.json", report.means)
     if name == "evidence" or not file.exists():
-        return evidence(file, brief=True)
+        return evidence(file, report.short)
     document = json.loads(file.read_text())
     if name == "ablations":
         return claims.ablations(json.loads((file.parent / "ablations.json").read_text()), document)
@@ -125,7 +129,7 @@ def ranks(file: Path, brief: bool = False) -> str:
     return f"{caption}\n\n{distributed.text(document, brief)}"
 
 
-def evidence(file: Path, brief: bool = False) -> str:
+def evidence(file: Path, table: Callable[[dict[str, Any]], str] = report.text) -> str:
     """What features are worth, under a caption."""
     if not file.exists():
         return UNMEASURED
@@ -140,7 +144,7 @@ def evidence(file: Path, brief: bool = False) -> str:
         caption += (
             f" {earlier['what']}: commit {earlier['commit'][:9]}, {earlier['date'][:10]}, `{earlier['command']}`."
         )
-    return f"{caption}\n\n{report.short(document) if brief else report.text(document)}"
+    return f"{caption}\n\n{table(document)}"
 
 
 def block(folder: Path, root: Path) -> str:

@@ -130,6 +130,31 @@ def of_the_object(document: dict[str, Any]) -> str:
     return "\n".join([heading, "|---|" + "---:|" * (len(tasks) + 1), *rows])
 
 
+def means(document: dict[str, Any]) -> str:
+    """One row a method: the class, the means of the six tasks and of those that nobody draws; last features, and all."""
+    methods = {name: runs for name, runs in document["results"]["methods"].items() if "/without-" not in name}
+    first = next(run for runs in methods.values() for run in runs.values())
+    own = ("class", *(task for task in first["linear"] if task not in _TASKS))
+    columns = [
+        ("class", "linear", _TASKS, "class"),
+        ("six tasks", "linear", _TASKS, "mean"),
+        ("with earlier layers", "layers", _TASKS, "mean"),
+        (f"{', '.join(own)}", "linear", own, "mean"),
+        ("with earlier layers", "layers", own, "mean"),
+    ]
+    rows = []
+    for name, runs in methods.items():
+        cells = [_cell(scores(runs, kind, tasks)[column]) for _, kind, tasks, column in columns]
+        rows.append(f"| {' | '.join([_title('methods', name), *cells])} |")
+    if best := oracle(methods):
+        with_layers = oracle(methods, "layers")
+        assert with_layers is not None
+        cells = [_cell(best["class"]), _cell(best["mean"]), _cell(with_layers["mean"]), "", ""]
+        rows.append(f"| {' | '.join(['best subset for each task (oracle)', *cells])} |")
+    heading = f"| linear probe, %, means | {' | '.join(title for title, *_ in columns)} |"
+    return "\n".join([heading, "|---|" + "---:|" * len(columns), *rows])
+
+
 def regret(methods: dict[str, dict[int, Any]]) -> str:
     """How far each method stays behind the best subset of augmentations for each task; by seed, then the mean."""
     columns, lines = (*_TASKS, "mean"), []
