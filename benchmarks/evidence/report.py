@@ -131,7 +131,7 @@ def of_the_object(document: dict[str, Any]) -> str:
 
 
 def means(document: dict[str, Any]) -> str:
-    """One row a method: the class, the means of the six tasks and of those that nobody draws; last features, and all."""
+    """One row a method: the class, means of the six tasks and of those that nobody draws, with earlier layers too."""
     methods = {name: runs for name, runs in document["results"]["methods"].items() if "/without-" not in name}
     first = next(run for runs in methods.values() for run in runs.values())
     own = ("class", *(task for task in first["linear"] if task not in _TASKS))
