@@ -228,7 +228,7 @@ class FactorizedViews:
                 part = draw(name, call, part, new)
                 _check_rows(name, part, len(rows), like=view0)
                 view1[rows] = part
-                self._redraw_rows(name, call, before, (view0, view1), settled, _more_seeds(shared, new))
+                self._redraw_rows(name, call, before, (view0, view1), settled, seeds=_more_seeds(shared, new))
             apart |= anew
         return view0, view1
 
@@ -239,6 +239,7 @@ class FactorizedViews:
         before: tuple[Tensor, Tensor],
         views: tuple[Tensor, Tensor],
         rows: Tensor,
+        *,
         seeds: random.Random,
     ) -> None:
         """Draws those of these rows anew whose views are equal, in place; `before` is what the rows were drawn of."""
