@@ -19,8 +19,9 @@ def param_groups(
     """Groups for any torch optimizer: masks, and a loss's learned temperature, without weight decay.
 
     Weight decay pulls a mask's weights to zero, which is no neutral place: it closes or evens out masks whatever the
-    loss says. Masks are few and shared by all samples, so that they may want another learning rate; ten
-    times the model's did worse in `benchmarks/evidence`.
+    loss says. An optimizer of torch leaves masks out of decay in any group, see
+    :class:`mast_ops.masks.MaskParameterization`; here they have a group of their own. Masks are few and shared by all
+    samples, so that they may want another learning rate; ten times the model's did worse in `benchmarks/evidence`.
 
     Args:
         modules: The model, or its parts, and the loss if it learns something; wrapped by DDP, FSDP or

@@ -15,7 +15,7 @@ from mast_ops.checkpoints import load_heads
 
 
 def wanted_open(coverage: float, dim: int) -> int:
-    return max(1, round(coverage * dim))
+    return max(1, min(round(coverage * dim), dim - 1))
 
 
 def weighing(weight: object, **options: float) -> BinaryMasks:
@@ -56,6 +56,14 @@ def test_the_largest_weights_are_open_and_ties_are_broken(dim, coverage, values,
         assert closed.numel() == 0 or weight[mask == 1].min() >= closed.max()
     masks.sum().backward()
     assert module.weight.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("dim", [2, 4, 10])
+def test_one_dimension_is_closed_however_few_there_are(dim):
+    """Rounding left nothing to close, so that masks had no effect, up to D = 10 at the default."""
+    masks = BinaryMasks(2, dim)()
+    assert masks.sum(1).tolist() == [dim - 1] * 2
+    assert not torch.equal(masks[0], masks[1])
 
 
 @pytest.mark.parametrize("coverage", [0.01, 0.5, 0.99])

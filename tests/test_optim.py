@@ -1,5 +1,8 @@
 """Parameter groups: every parameter once, in the group where it belongs."""
 
+import copy
+import pickle
+
 import pytest
 import torch
 from torch import nn
@@ -82,3 +85,71 @@ def test_bad_arguments_are_named(modules, options, words):
 def test_what_is_of_another_kind_is_named(modules, options, words):
     with pytest.raises(TypeError, match=f"^{words}"):
         param_groups(*modules, **options)
+
+
+FRAMEWORKS = {
+    "plain": lambda net: torch.optim.AdamW(net.parameters(), lr=0.1, weight_decay=0.5),
+    "timm": lambda net: pytest.importorskip("timm.optim").create_optimizer_v2(net, "adamw", lr=0.1, weight_decay=0.5),
+    "timm's own": lambda net: pytest.importorskip("timm.optim").create_optimizer_v2(
+        net, "lamb", lr=0.1, weight_decay=0.5
+    ),
+    "lightly": lambda net: torch.optim.SGD(
+        [
+            {"params": params, "weight_decay": decay}
+            for params, decay in zip(
+                pytest.importorskip("lightly.models.utils").get_weight_decay_parameters([net]), (0.5, 0.0), strict=True
+            )
+        ],
+        lr=0.1,
+    ),
+    "masks in a group of their own": lambda net: torch.optim.Adam(
+        [{"params": net[0].parameters()}, {"params": net[1].masks.parameters()}], lr=0.1, weight_decay=0.5
+    ),
+}
+
+
+@pytest.mark.parametrize("made", [lambda net: net, copy.deepcopy, lambda net: pickle.loads(pickle.dumps(net))])
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_masks_do_not_decay_whatever_groups_a_framework_makes(framework, made):
+    net = made(model(masks="sigmoid"))
+    optimizer = FRAMEWORKS[framework](net)
+    groups = [(id(group), [id(p) for p in group["params"]], group["weight_decay"]) for group in optimizer.param_groups]
+    masks, layer = (p.detach().clone() for p in (net[1].masks.weight, net[0].weight))
+    for _ in range(3):
+        optimizer.zero_grad()
+        (0 * sum(p.sum() for p in net.parameters())).backward()
+        optimizer.step()
+    assert torch.equal(net[1].masks.weight, masks)
+    assert (net[0].weight.abs() < layer.abs()).all()
+    after = [(id(group), [id(p) for p in group["params"]], group["weight_decay"]) for group in optimizer.param_groups]
+    assert after == groups
+
+
+def test_masks_move_by_their_gradient_as_without_decay():
+    weights = []
+    for decay in (0.0, 0.5):
+        torch.manual_seed(0)
+        net = model(masks="sigmoid")
+        optimizer = torch.optim.AdamW(net.parameters(), lr=0.1, weight_decay=decay)
+        schedule = torch.optim.lr_scheduler.StepLR(optimizer, 2, 0.1)
+        for _ in range(4):
+            optimizer.zero_grad()
+            net[1].masks().square().sum().backward()
+            optimizer.step()
+            schedule.step()
+        weights.append(net[1].masks.weight.detach())
+        assert len(optimizer.state_dict()["param_groups"]) == 1
+    assert torch.equal(*weights)
+
+
+def test_groups_are_whole_after_a_step_that_failed():
+    net = model()
+    optimizer = torch.optim.AdamW(net.parameters(), lr=0.1, weight_decay=0.5)
+
+    def fails():
+        raise RuntimeError("broken")
+
+    with pytest.raises(RuntimeError, match="broken"):
+        optimizer.step(fails)
+    assert [group["weight_decay"] for group in optimizer.state_dict()["param_groups"]] == [0.5]
+    assert [id(p) for p in optimizer.param_groups[0]["params"]] == [id(p) for p in net.parameters()]

@@ -25,8 +25,8 @@ class BinaryMasks(MaskParameterization):
     Args:
         num_subspaces: K.
         dim: D.
-        coverage: Share of open entries in every row, strictly between 0 and 1, rounded to whole entries, at least one;
-            it may be set anew while training. Of few dimensions none may be left to close (D <= 10 at the default).
+        coverage: Share of open entries in every row, strictly between 0 and 1, rounded to whole entries: at
+            least one open, and from D = 2 on at least one closed. It may be set anew while training.
             0.95 leaves a twentieth of the dimensions to each augmentation: few numbers say what one of them did.
         mean: Start of ``weight``; only differences within a row matter.
         std: Spread of the start; entries that start closed lie five times as far below.
@@ -77,7 +77,7 @@ class BinaryMasks(MaskParameterization):
     @property
     def num_open(self) -> int:
         """Open entries of every row."""
-        return max(1, round(self._share * self.dim))
+        return max(1, min(round(self._share * self.dim), self.dim - 1))
 
     @torch.no_grad()
     def start(self, weight: Tensor) -> None:

@@ -3,12 +3,13 @@
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from mast_ops._checks import check_count, check_is, check_number, check_positive
+from mast_ops.masks._decay import keep_from_decay
 
 
 class MaskParameterization(nn.Module, ABC):
@@ -16,6 +17,11 @@ class MaskParameterization(nn.Module, ABC):
 
     ``weight`` stays in float32 when the model around it goes to half precision (``model.bfloat16()``): its steps are
     too small for half a mantissa. Embeddings in half precision take float32 masks.
+
+    ``weight`` does not decay, in whatever group of an optimizer of torch (or a subclass) it stands: decay pulls it to
+    zero, which is no neutral place. Sharded parameters are kept too. Where a framework flattens parameters (FSDP1
+    without ``use_orig_params``, DeepSpeed), or brings an optimizer that is no subclass of torch's, it decays as the
+    rest does: there :func:`mast_ops.param_groups` makes groups without decay.
 
     Args:
         num_subspaces: K, >= 1.
@@ -37,6 +43,11 @@ class MaskParameterization(nn.Module, ABC):
         self.mean, self.std = check_number("mean", mean), check_positive("std", std)
         self.weight = nn.Parameter(torch.empty(num_subspaces, dim))
         self.reset_parameters()
+        keep_from_decay(self)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        keep_from_decay(self)  # a copy, or one from a file
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
