@@ -213,7 +213,9 @@ class MaskedSubspaceHead(nn.Module):
             ('crop', 'noise')
         """
         names = _subspace_names(subspaces)
-        check_is("new", new, list | tuple, "a list of names")
+        if isinstance(new, str) or not isinstance(new, Iterable):
+            raise TypeError(f"new: got {shown(new)}, wanted a list of names")
+        new = list(new)
         for name in new:
             if name in self.subspaces or name not in names:
                 wanted = "a name that the head does not have" if name in self.subspaces else "one of subspaces"

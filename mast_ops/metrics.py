@@ -42,7 +42,8 @@ def subspace_metrics(
         - ``"density/<name>"``: share of the dimensions that the subspace uses, see
           :func:`mast_ops.analysis.mask_density`.
         - ``"mass/<name>"``: mean magnitude of the mask.
-        - ``"overlap/<name>-<other>"``: cosine of two masks, see :func:`mast_ops.analysis.mask_overlap`.
+        - ``"overlap/<name>-<other>"``: cosine of two masks, see :func:`mast_ops.analysis.mask_overlap`. A name with a
+          hyphen of its own stands in quotes there.
         - ``"effective_rank/<name>"``: how many dimensions the masked embedding fills, 1 to min(N, D); 0 where all
           samples are the same.
         - ``"log_variance/<name>"``: mean predicted log-variance of the subspace's column, or of its dimensions weighed
@@ -92,7 +93,7 @@ def subspace_metrics(
         values = {f"density/{name}": x for name, x in zip(names, mask_density(masks), strict=True)}
         values |= {f"mass/{name}": x for name, x in zip(names, masks.abs().mean(1), strict=True)}
         pairs = [(i, j) for i in range(num_subspaces) for j in range(i + 1, num_subspaces)]
-        values |= {f"overlap/{names[i]}-{names[j]}": overlap[i, j] for i, j in pairs}
+        values |= {f"overlap/{_part(names[i])}-{_part(names[j])}": overlap[i, j] for i, j in pairs}
         values |= {f"effective_rank/{name}": effective_rank(z * m) for name, m in zip(names, masks, strict=True)}
         if log_variance is not None:
             (log_variance,) = widen(log_variance)
@@ -105,6 +106,11 @@ def subspace_metrics(
                     means = weight @ means / weight.sum(1)
                 values |= {f"log_variance/{name}": x for name, x in zip(names, means, strict=True)}
         return dict(zip(values, exact(torch.cat([x.reshape(1) for x in values.values()])).tolist(), strict=True))
+
+
+def _part(name: str) -> str:
+    """Of a name that a hyphen joins to another: "a-b" and "c" must not look like "a" and "b-c"."""
+    return repr(name) if "-" in name else name
 
 
 def effective_rank(z: Tensor) -> Tensor:

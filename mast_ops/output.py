@@ -1,5 +1,6 @@
 """What a head gives and a loss takes."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -12,7 +13,8 @@ from mast_ops.pairs import Granularity
 class SubspaceOutput(NamedTuple):
     """An embedding, the masks of its subspaces, and what else a loss wants to know of a head.
 
-    A named tuple, so that DDP, ``torch.compile`` and ``torch.export`` see its tensors.
+    A named tuple, so that DDP, ``torch.compile`` and ``torch.export`` see its tensors. A slice takes fields, as of any
+    tuple; :meth:`chunk` and :meth:`split` take samples.
 
     Example:
         >>> import torch
@@ -44,7 +46,14 @@ class SubspaceOutput(NamedTuple):
 
     def chunk(self, chunks: int) -> tuple[Self, ...]:
         """As ``Tensor.chunk`` on the samples: ``out0, out1 = head(torch.cat([view0, view1])).chunk(2)``."""
-        parts = self.embedding.chunk(chunks)
+        return self._with(self.embedding.chunk(chunks))
+
+    def split(self, split_size: int | Sequence[int]) -> tuple[Self, ...]:
+        """As ``Tensor.split`` on the samples: ``head(torch.cat([view0, view1])).split(len(view0))``."""
+        return self._with(torch.split(self.embedding, split_size))
+
+    def _with(self, parts: Sequence[Tensor]) -> tuple[Self, ...]:
+        """Of consecutive parts of the embedding."""
         rows = [len(part) for part in parts]
         variances = [None] * len(rows) if self.log_variance is None else torch.split(self.log_variance, rows)
         return tuple(

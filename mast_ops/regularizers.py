@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from mast_ops import functional
-from mast_ops._checks import check_fraction, check_is, check_non_negative
+from mast_ops._checks import check_fraction, check_is, check_non_negative, shown
 from mast_ops._dials import Dial
 from mast_ops.head import MaskedSubspaceHead
 from mast_ops.masks import HardConcreteMasks, MaskParameterization
@@ -26,6 +26,12 @@ class MaskRegularizer(nn.Module, ABC):
     def __add__(self, other: "MaskRegularizer") -> "MaskRegularizerSum":
         check_is("other", other, MaskRegularizer, "a regularizer of masks")
         return MaskRegularizerSum([self, other], [1.0, 1.0])
+
+    def __radd__(self, other: int) -> "MaskRegularizer":
+        """``sum([...])`` starts from 0."""
+        if other != 0:
+            raise TypeError(f"other: got {shown(other)}, wanted a regularizer of masks")
+        return self
 
     def __mul__(self, weight: "float | Schedule") -> "MaskRegularizerSum":
         _check_weight("weight", weight)

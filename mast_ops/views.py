@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import get_worker_info
 
 from mast_ops._checks import check_flag, check_names
@@ -142,6 +142,8 @@ class FactorizedViews:
         finalize: Augmentation | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
+        if isinstance(augmentations, nn.ModuleDict):  # no Mapping to Python
+            augmentations = dict(augmentations.items())
         if not isinstance(augmentations, Mapping):
             raise TypeError(f"augmentations: got {type(augmentations).__name__}, wanted name -> callable")
         names = tuple(augmentations)

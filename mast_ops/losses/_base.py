@@ -154,6 +154,12 @@ def pairs_of(
     Masks and kinds are those of the first view that carries them. A view without log-variances beside one that has
     them is a point: the pair's variance is then the other view's alone.
     """
+    for name, out in (("out0", out0), ("out1", out1)):
+        if isinstance(out, tuple) and not isinstance(out, SubspaceOutput):
+            raise TypeError(
+                f"{name}: got a plain tuple of {len(out)}, wanted an embedding or a SubspaceOutput: "
+                "SubspaceOutput(*fields) makes one, and its chunk() and split() take samples where a slice takes fields"
+            )
     views = [out for out in (out0, out1) if isinstance(out, SubspaceOutput)]
     if not views and masks is None:
         raise ValueError("masks: got None with plain tensors, wanted (K, D) masks or a MaskedSubspaceHead's outputs")

@@ -89,7 +89,7 @@ class MaskParameterization(nn.Module, ABC):
         Raises:
             ValueError: No rows, or one that is not there.
         """
-        check_is("rows", rows, list | tuple, "a list of indices")
+        check_is("rows", rows, list | tuple | range, "a list of indices")
         if not rows:
             raise ValueError("rows: got none, wanted at least one")
         chosen = copy.deepcopy(self)
