@@ -48,7 +48,7 @@ class SubspaceOutput(NamedTuple):
         """As ``Tensor.chunk`` on the samples: ``out0, out1 = head(torch.cat([view0, view1])).chunk(2)``."""
         return self._with(self.embedding.chunk(chunks))
 
-    def split(self, split_size: int | Sequence[int]) -> tuple[Self, ...]:
+    def split(self, split_size: int | list[int]) -> tuple[Self, ...]:
         """As ``Tensor.split`` on the samples: ``head(torch.cat([view0, view1])).split(len(view0))``."""
         return self._with(torch.split(self.embedding, split_size))
 
