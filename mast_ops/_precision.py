@@ -7,6 +7,9 @@ from torch import Tensor
 
 _HALF = (torch.float16, torch.bfloat16)
 _WITHOUT_FLOAT64 = ("mps",)
+_UNUSUAL = ("fpga", "hip", "ideep", "lazy", "maia", "meta", "mtia", "opencl", "opengl", "ve", "vulkan")
+# Asked at import: compilers of torch before 2.12 cannot trace the question.
+_WITHOUT_AUTOCAST = tuple(kind for kind in _UNUSUAL if not torch.amp.is_autocast_available(kind))
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:
@@ -40,4 +43,4 @@ def exact(x: Tensor) -> Tensor:
 def no_autocast(z: Tensor) -> AbstractContextManager[object]:
     """Autocast would send the matrix products of a widened float32 tensor back to half precision."""
     kind = z.device.type
-    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
+    return nullcontext() if kind in _WITHOUT_AUTOCAST else torch.autocast(kind, enabled=False)

@@ -1,5 +1,7 @@
 """The one dispatch point: what runs, and what an impossible wish says."""
 
+import builtins
+import importlib.util
 import os
 import subprocess
 import sys
@@ -66,7 +68,7 @@ def test_auto_on_cuda(monkeypatch):
         device, dtype, shape = torch.device("cuda"), torch.float32, (4, 128)
 
     monkeypatch.setattr(dispatch, "_forced", "auto")
-    monkeypatch.setattr(dispatch, "_has_triton", lambda: True)
+    monkeypatch.setattr(dispatch, "_HAS_TRITON", True)
     assert [dispatch.resolve("auto", operator, OnCuda(), 10) for operator in ("pairs", "contrast", "moments")] == [
         "triton",
         "triton",
@@ -79,7 +81,7 @@ def test_auto_on_cuda(monkeypatch):
     ]
     OnCuda.dtype = torch.float64
     assert dispatch.resolve("auto", "pairs", OnCuda(), 10) == "chunked"
-    monkeypatch.setattr(dispatch, "_has_triton", lambda: False)
+    monkeypatch.setattr(dispatch, "_HAS_TRITON", False)
     OnCuda.dtype = torch.float32
     assert dispatch.resolve("auto", "pairs", OnCuda(), 10) == "chunked"
 
@@ -94,7 +96,7 @@ def test_auto_on_cuda(monkeypatch):
 )
 def test_triton_that_cannot_run_says_why(monkeypatch, has_triton, z, reason):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    monkeypatch.setattr(dispatch, "_has_triton", lambda: has_triton)
+    monkeypatch.setattr(dispatch, "_HAS_TRITON", has_triton)
     with pytest.raises(ValueError, match=rf"^backend: got 'triton', wanted another.*{reason}"):
         MF.masked_distance(z, z, z, backend="triton")
 
@@ -103,6 +105,29 @@ def test_triton_that_cannot_run_says_why(monkeypatch, has_triton, z, reason):
 def test_unknown_backend_is_refused_when_a_loss_is_made(loss):
     with pytest.raises(ValueError, match=r"^backend: got 'cuda', wanted one of 'auto', 'eager'"):
         loss(backend="cuda")
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_a_loss_asks_nothing_that_older_compilers_cannot_trace(loss, monkeypatch):
+    """Before torch 2.12 they know neither of these two, nor a module's dictionary of attributes."""
+
+    def untraceable(*_):
+        raise AssertionError
+
+    module = loss()
+    monkeypatch.setattr(torch.amp, "is_autocast_available", untraceable)
+    monkeypatch.setattr(importlib.util, "find_spec", untraceable)
+    monkeypatch.setattr(builtins, "vars", untraceable)
+    module(Z, Z.flip(0), masks=torch.ones(2, 3), kind=torch.tensor([0, 1, 1, 0]))
+
+
+def test_a_loss_knows_its_own_choices_and_those_of_its_parents():
+    class Mine(mast_ops.SubspaceVICRegLoss):
+        def __init__(self, *, style="plain", strength=1.0, **options):
+            super().__init__(**options)
+            self.style = style
+
+    assert Mine._choices == ("backend", "gather_distributed", "normalize", "scope", "style")
 
 
 @pytest.mark.parametrize("loss", LOSSES)

@@ -1,7 +1,8 @@
 """What every subspace loss shares: it takes two views, and is a weighted sum of named terms."""
 
+import inspect
 from abc import ABC, abstractmethod
-from typing import Literal, overload
+from typing import ClassVar, Literal, overload
 
 import torch
 from torch import Tensor, nn
@@ -56,6 +57,8 @@ class SubspaceLoss(nn.Module, ABC):
     A predicted variance that no term has a use for gets a gradient of zero: DDP waits for one of every parameter.
     """
 
+    _choices: ClassVar[tuple[str, ...]]
+
     def __init__(
         self, *, gather_distributed: bool = False, backend: Backend = "auto", sensitivity_param: float = 0.0
     ) -> None:
@@ -66,6 +69,13 @@ class SubspaceLoss(nn.Module, ABC):
         self.sensitivity_param = sensitivity_param
         self.gather_distributed = gather_distributed
         self.backend: Backend = backend
+
+    def __init_subclass__(cls, **kwargs: object) -> None:
+        """Names the options that are strings or flags: compilers before torch 2.12 cannot look through attributes."""
+        super().__init_subclass__(**kwargs)
+        losses = [one for one in cls.__mro__ if issubclass(one, SubspaceLoss)]
+        options = [each for one in losses for each in inspect.signature(one.__init__).parameters.values()]
+        cls._choices = tuple(sorted({each.name for each in options if isinstance(each.default, str | bool)}))
 
     @abstractmethod
     def terms(self, pairs: Pairs, run: Run) -> Terms:
@@ -131,9 +141,7 @@ class SubspaceLoss(nn.Module, ABC):
 
     def _options(self, pairs: Pairs) -> dict[str, object]:
         """What decides which sums ranks are told. Weights may be scheduled, and change nothing in that."""
-        own = {name: value for name, value in vars(self).items() if isinstance(value, str | bool) and name[0] != "_"}
-        own.pop("training")
-        return own | {
+        return {name: getattr(self, name) for name in self._choices if hasattr(self, name)} | {
             "kind": pairs.kind is not None,
             "granularity": None if pairs.uncertainty is None else pairs.uncertainty.granularity,
             "sensitivity": self.sensitivity_param > 0,

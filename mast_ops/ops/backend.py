@@ -115,6 +115,8 @@ _SMALL = 1 << 16
 # The gradient kernel makes the scores again for every 256 columns of its result: beyond two such slices that is
 # more arithmetic than products over blocks of kept scores are.
 _WIDE = 512
+# Looked up at import, which finds the package without importing it: compilers before torch 2.12 cannot trace that.
+_HAS_TRITON = importlib.util.find_spec("triton") is not None
 # Nothing but large matrix products: the library's own are the kernel on every device.
 _PRODUCTS_ONLY = ("moments",)
 
@@ -192,18 +194,13 @@ def _compiled(formula: Callable[..., object], kind: tuple[object, ...]) -> Calla
 
 
 def _why_not_triton(z: Tensor) -> str | None:
-    if not _has_triton():
+    if not _HAS_TRITON:
         return "the triton package is not installed"
     if z.dtype == torch.float64:
         return "its kernels take float16, bfloat16 and float32, the embedding is float64"
     if z.device.type != "cuda" and not _interpreting():
         return f"its kernels run on CUDA, the embedding is on {z.device.type}"
     return None
-
-
-@cache
-def _has_triton() -> bool:
-    return importlib.util.find_spec("triton") is not None
 
 
 def _interpreting() -> bool:

@@ -1,5 +1,6 @@
 """How the kernels are cut into programs: one table, to tune on a GPU in one place."""
 
+import os
 from contextlib import AbstractContextManager
 from typing import NamedTuple
 
@@ -8,7 +9,7 @@ import triton
 from torch import Tensor
 
 # Fixed when the kernels are decorated: TRITON_INTERPRET runs them on CPU tensors, in numpy.
-INTERPRETED: bool = triton.knobs.runtime.interpret
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 # Packed rows are padded to this many, a multiple of every tile of rows in the table below.
 TILE = 16 if INTERPRETED else 128
