@@ -11,6 +11,7 @@ from mast_ops.losses import (
     UncertaintyInvarianceLoss,
 )
 from mast_ops.masks import (
+    AllocatedMasks,
     BinaryMasks,
     HardConcreteMasks,
     NormalizedMasks,
@@ -28,6 +29,7 @@ from mast_ops.views import FactorizedViews, ViewPair
 __version__ = "0.1.0"
 
 __all__ = [
+    "AllocatedMasks",
     "BinaryMasks",
     "CosineSchedule",
     "FactorizedViews",

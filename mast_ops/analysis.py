@@ -108,6 +108,42 @@ def mask_overlap(masks: Tensor) -> Tensor:
     return _as_result(overlap.masked_fill(itself, 1), masks)
 
 
+def relations(explained: Tensor) -> Tensor:
+    """How augmentations relate: whether they explain the same dimensions, whatever the masks are.
+
+    The cosine similarity of the rows of ``sqrt(r)``, less their mean over rows: without that, all augmentations look
+    alike where some dimensions simply vary more than others. Compare values with one another: rows that have nothing to
+    do with each other have -1 / (K - 1) on average.
+
+    Args:
+        explained: (K, D) >= 0, what share of each dimension's variance each augmentation explains: a mean over batches
+            of :func:`mast_ops.functional.explained_variance`, or ``explained`` of :class:`mast_ops.AllocatedMasks`.
+            An augmentation with a row of zeros explains nothing and is related to none, itself included.
+
+    Returns:
+        (K, K), symmetric, from -1 to 1, with a diagonal of 1 but for rows that do not stand apart from the mean (0), as
+        with K = 1. A row that holds NaN or infinity makes all NaN: it is part of the mean.
+
+    Raises:
+        TypeError, ValueError: explained is not a non-empty floating-point (K, D), or has a negative entry.
+
+    >>> relations(torch.tensor([[0.5, 0.0, 0.1], [0.4, 0.0, 0.1], [0.0, 0.9, 0.1]])).round(decimals=1)
+    tensor([[ 1.,  1., -1.],
+            [ 1.,  1., -1.],
+            [-1., -1.,  1.]])
+    """
+    check_masks(explained, name="explained")
+    values = exact(explained)
+    if bool((values < 0).any()):
+        raise ValueError(f"explained: got {float(values.min())} among its entries, wanted numbers >= 0")
+    rows = torch.nn.functional.normalize(values.sqrt(), dim=1)
+    explains = rows.any(dim=1, keepdim=True)
+    apart = torch.where(explains, rows - rows.sum(dim=0) / explains.sum().clamp_min(1), rows)
+    apart = torch.nn.functional.normalize(apart, dim=1)
+    related = apart @ apart.T
+    return _as_result(((related + related.T) / 2).clamp(-1, 1), explained)
+
+
 def mask_sharing(masks: Tensor, *, threshold: float = 0.5) -> Sharing:
     """Which dimensions only one subspace uses, which several use, and which none does.
 

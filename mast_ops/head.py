@@ -36,7 +36,8 @@ class MaskedSubspaceHead(nn.Module):
             other pairs.
         masks: How masks are parameterised: ``"binary"`` (default: exact zeros and ones of fixed coverage, so that it
             cannot collapse and needs no regularizer), ``"normalized"`` (the same, soft), ``"sigmoid"``, ``"relu"``,
-            ``"softplus"``, ``"hard_concrete"``, or a :class:`mast_ops.masks.MaskParameterization` of your own.
+            ``"softplus"``, ``"hard_concrete"``, ``"allocated"`` (by what augmentations explain, with no gradient), or a
+            :class:`mast_ops.masks.MaskParameterization` of your own.
         uncertainty: What gets a predicted variance: None (default), every ``"sample"``, every ``"subspace"``
             of a sample, or every ``"dimension"`` of a sample. A linear layer on the projector's input
             predicts it, without training what is under it; it starts at variance 1, that of a standardised
@@ -54,7 +55,8 @@ class MaskedSubspaceHead(nn.Module):
         - Input: whatever the projector takes; (N, input_dim) with ``uncertainty``.
         - Output: :class:`mast_ops.SubspaceOutput` of the embedding (N, D), masks (K, D), log-variances: None,
           (N, 1), (N, K) or (N, D), in (-8, 8), float32 under autocast, with their granularity; and kinds: (S, K), or
-          None for one at a time.
+          None for one at a time. With masks that are allocated, in training mode, the masks' module too: losses tell it
+          of their pairs.
 
     Source: the paper's abstract (arXiv 2303.03679) for learnable masks on one feature space and for
     uncertainty; parameterisations and predictor are ours.
@@ -116,9 +118,10 @@ class MaskedSubspaceHead(nn.Module):
                 f"output_dim: got {self.masks.dim}, wanted {embedding.shape[1]}, the width of what the projector gives"
             )
         granularity: Any = self.granularity
-        if granularity is not None and torch.compiler.is_exporting():
-            granularity = Word(granularity)
-        return SubspaceOutput(embedding, self.masks(), self._log_variance(h), self._table, granularity)
+        observer = self.masks if self.masks.observes and self.training else None
+        if torch.compiler.is_exporting():
+            granularity, observer = None if granularity is None else Word(granularity), None
+        return SubspaceOutput(embedding, self.masks(), self._log_variance(h), self._table, granularity, observer)
 
     def _log_variance(self, h: Tensor) -> Tensor | None:
         if self.uncertainty is None:

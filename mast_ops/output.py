@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree
 
+from mast_ops.masks import MaskParameterization
 from mast_ops.pairs import Granularity
 
 
@@ -34,6 +35,8 @@ class SubspaceOutput(NamedTuple):
     """(S, K) bool, which augmentations differ in pairs of each kind; None: one at a time."""
     granularity: Granularity | None = None
     """What the columns of ``log_variance`` are; there whenever it is."""
+    observer: MaskParameterization | None = None
+    """The head's masks, of a head in training mode whose masks want a loss to tell them of its pairs."""
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
         """``Tensor.to`` on every tensor; a dtype is for the floating-point ones."""

@@ -13,6 +13,7 @@ from mast_ops.analysis import (
     mask_overlap,
     mask_sharing,
     open_dimensions,
+    relations,
     spearman,
     uncertainty_by_group,
     uncertainty_by_strength,
@@ -391,3 +392,31 @@ def test_results_are_wide_and_carry_no_gradient(dtype, wanted):
         assert not result.requires_grad
         assert result.isfinite().all()
     assert not mask_sharing(masks).unique.requires_grad
+
+
+# Relations
+
+
+def test_relations_are_cosines_of_profiles_less_their_mean():
+    explained = torch.rand(5, 9, dtype=torch.float64)
+    rows = explained.sqrt() / explained.sum(1, keepdim=True).sqrt()
+    apart = rows - rows.mean(0)
+    wanted = torch.nn.functional.cosine_similarity(apart[:, None], apart[None], dim=2)
+    torch.testing.assert_close(relations(explained), wanted)
+    torch.testing.assert_close(relations(explained * torch.tensor([[1.0], [1e-3], [5], [1], [1]])), wanted)
+
+
+def test_what_explains_nothing_is_related_to_nothing_and_changes_no_other():
+    explained = torch.rand(4, 9)
+    more = torch.cat([explained, torch.zeros(1, 9)])
+    assert relations(more)[4].eq(0).all()
+    torch.testing.assert_close(relations(more)[:4, :4], relations(explained))
+    assert relations(torch.rand(1, 3)).eq(0).all()
+    assert relations(torch.tensor([[1.0, NAN], [1.0, 0.0]])).isnan().all()
+
+
+def test_relations_refuse_what_is_no_share_of_variance():
+    with pytest.raises(ValueError, match=r"explained: got -0\.5 among its entries, wanted numbers >= 0"):
+        relations(torch.tensor([[0.5, -0.5]]))
+    with pytest.raises(ValueError, match=r"explained: got shape \(3,\)"):
+        relations(torch.rand(3))

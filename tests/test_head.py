@@ -114,8 +114,8 @@ def test_reading_widths_leaves_the_projector_and_the_generator_alone():
 
 def test_output_unpacks_moves_and_detaches():
     out = MaskedSubspaceHead(mlp(), 3)(torch.randn(4, 16))
-    embedding, masks, log_variance, kinds, granularity = out
-    assert log_variance is kinds is granularity is None
+    embedding, masks, log_variance, kinds, granularity, observer = out
+    assert log_variance is kinds is granularity is observer is None
     assert embedding.requires_grad
     assert masks.requires_grad
     assert not out.detach().masks.requires_grad

@@ -1,5 +1,6 @@
 """Masks on several ranks: sharded weights start alike, and random gates are the same gates on every rank."""
 
+import explained
 import pytest
 import torch
 import torch.distributed as dist
@@ -8,7 +9,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from benchmarks.distributed.ranks import Ranks
-from mast_ops import MaskedSubspaceHead
+from mast_ops import MaskedSubspaceHead, SubspaceVICRegLoss
 from mast_ops.masks import MASKS, BinaryMasks
 
 K, D = 3, 40
@@ -35,7 +36,8 @@ def start_sharded(rank: int, masks: str) -> tuple[torch.Tensor, torch.Tensor, to
     for module in model.modules():
         if hasattr(module, "reset_parameters"):
             module.reset_parameters()
-    weight = model.masks.weight.full_tensor().detach()
+    weight = model.masks.weight.detach()
+    weight = weight.full_tensor() if hasattr(weight, "full_tensor") else weight  # a buffer is whole
     seen = model(torch.randn(2, 4))
     return weight, seen.masks.detach(), seen.log_variance.detach()
 
@@ -48,6 +50,9 @@ def test_sharded_masks_start_as_in_one_process(ranks, masks):
     assert torch.equal(weight, other)
     assert torch.equal(seen, other_seen)
     assert torch.equal(log_variance, torch.zeros(2, K))
+    if masks == "allocated":  # nothing is allocated yet
+        assert not weight.any()
+        return
     assert not torch.equal(weight[0], weight[1])
     assert not torch.equal(weight[0], weight[2])  # on another rank
     if masks == "binary":
@@ -86,3 +91,36 @@ def test_random_gates_are_alike_on_all_ranks(ranks, how):
     for mine, others in zip(*results, strict=True):
         assert torch.equal(mine, others)
     assert not torch.equal(results[0][0], results[0][1])
+
+
+def train(rank: int, how: str, gathered: bool) -> dict[str, torch.Tensor]:
+    model = explained.head()
+    model.projector = nn.Linear(explained.D, explained.D)
+    nn.init.eye_(model.projector.weight)
+    nn.init.zeros_(model.projector.bias)
+    parallel = model
+    if how == "FSDP2":
+        fully_shard(model, mesh=init_device_mesh("cpu", (2,)))
+    else:
+        options = {"broadcast_buffers": how == "DDP", "find_unused_parameters": True}
+        parallel = nn.parallel.DistributedDataParallel(model, **options)
+    z0, z1, kind = explained.pairs(rank)
+    loss = SubspaceVICRegLoss(gather_distributed=gathered)(parallel(z0), parallel(z1), kind=kind)
+    loss.backward()
+    return {name: buffer.clone() for name, buffer in model.masks.named_buffers()}
+
+
+@pytest.mark.parametrize("gathered", [True, False])
+@pytest.mark.parametrize("how", ["DDP", "DDP without buffers", "FSDP2"])
+def test_allocated_masks_count_the_pairs_of_all_ranks(ranks, how, gathered):
+    results = ranks(train, how, gathered)
+    assert not [x for x in results if isinstance(x, Exception)], results
+    mine, others = results
+    assert all(torch.equal(mine[name], others[name]) for name in mine)
+    both = [explained.pairs(rank) for rank in range(2)]
+    if gathered:
+        wanted = explained.plain(*(torch.cat(part) for part in zip(*both, strict=True)), torch.ones(128))
+    else:  # each rank's by its own variances
+        wanted = sum(explained.plain(*one, torch.ones(64)) for one in both) / 2
+    torch.testing.assert_close(mine["explained"], wanted.float())
+    assert mine["calls"] == 1

@@ -8,7 +8,7 @@ from mast_ops.functional.moments import (
     subspace_moments,
     subspace_variance,
 )
-from mast_ops.functional.sensitivity import subspace_sensitivity
+from mast_ops.functional.sensitivity import explained_variance, subspace_sensitivity
 from mast_ops.functional.sigmoid import subspace_sigmoid
 from mast_ops.functional.sparsity import (
     mask_coverage,
@@ -22,6 +22,7 @@ from mast_ops.functional.uncertainty import combine_log_variance, uncertainty_in
 
 __all__ = [
     "combine_log_variance",
+    "explained_variance",
     "mask_coverage",
     "mask_entropy",
     "mask_expected_l0",

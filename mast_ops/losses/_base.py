@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from mast_ops import ops
 from mast_ops._checks import check_alike, check_flag, check_non_negative
 from mast_ops.functional import combine_log_variance
-from mast_ops.functional.sensitivity import sensitivity
+from mast_ops.functional.sensitivity import check_all_differ, explained, outside
+from mast_ops.masks import MaskParameterization
 from mast_ops.ops import Backend, check_backend
 from mast_ops.output import SubspaceOutput
 from mast_ops.pairs import Pairs, Uncertainty
@@ -53,6 +54,9 @@ class SubspaceLoss(nn.Module, ABC):
     each way, and every rank raises a ValueError where they differ. Masks must be alike on all ranks, as parameters
     under DDP and FSDP are. Candidates of contrastive losses go round a ring, statistics are summed: neither is
     gathered, so that memory does not grow with the number of ranks. Without a process group there is one rank.
+
+    Masks that are allocated by what augmentations explain (:class:`mast_ops.AllocatedMasks`) are told of the pairs in
+    each call with ``kind``, where the head is in training mode and gradients are on; that takes two samples as well.
 
     A predicted variance that no term has a use for gets a gradient of zero: DDP waits for one of every parameter.
     """
@@ -120,18 +124,25 @@ class SubspaceLoss(nn.Module, ABC):
         return_components: bool = False,
     ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
         pairs = pairs_of(out0, out1, masks=masks, kinds=kinds, kind=kind)
-        return self.of_pairs(pairs, return_components)
+        return self.of_pairs(pairs, return_components, observer_of(out0, out1))
 
-    def of_pairs(self, pairs: Pairs, return_components: bool) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
-        """The same, of checked pairs."""
+    def of_pairs(
+        self, pairs: Pairs, return_components: bool, observer: MaskParameterization | None = None
+    ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
+        """The same, of checked pairs, and with the masks that want to know of them."""
         check_flag("return_components", return_components)
         run = Run(self.backend, self.gather_distributed).of(
             type(self).__name__, pairs.z0, pairs.masks, pairs.kinds, **self._options(pairs)
         )
         terms = self.terms(pairs, run)
-        if pairs.kind is not None and self.sensitivity_param > 0:
-            value = sensitivity(pairs, run, weight=self.pair_weight(pairs, run)).sum()
-            terms["sensitivity"] = (self.sensitivity_param, value)
+        if pairs.kind is not None and (self.sensitivity_param > 0 or observer is not None):
+            if self.sensitivity_param > 0:
+                check_all_differ(pairs)
+            found = explained(pairs, run, weight=self.pair_weight(pairs, run))
+            if self.sensitivity_param > 0:
+                terms["sensitivity"] = (self.sensitivity_param, outside(found, pairs.masks).sum())
+            if observer is not None:
+                observer.observe(found.share.detach(), found.pairs, gathered=run.distributed)
         loss = torch.stack([weight * value for weight, value in terms.values()]).sum()
         if pairs.uncertainty is not None:  # whatever the terms have a use for, DDP waits for a gradient
             loss = loss + (0 * pairs.uncertainty.log_variance).sum()
@@ -146,6 +157,12 @@ class SubspaceLoss(nn.Module, ABC):
             "granularity": None if pairs.uncertainty is None else pairs.uncertainty.granularity,
             "sensitivity": self.sensitivity_param > 0,
         }
+
+
+def observer_of(out0: View, out1: View) -> MaskParameterization | None:
+    """The masks that want to know of training pairs: those of the first view that has masks, in a training step."""
+    views = [out for out in (out0, out1) if isinstance(out, SubspaceOutput)]
+    return views[0].observer if views and torch.is_grad_enabled() else None
 
 
 def pairs_of(

@@ -6,7 +6,7 @@ from typing_extensions import override
 
 from mast_ops._checks import check_number, check_positive
 from mast_ops.functional.sigmoid import sigmoid
-from mast_ops.losses._base import SubspaceLoss, Terms, View, pairs_of
+from mast_ops.losses._base import SubspaceLoss, Terms, View, observer_of, pairs_of
 from mast_ops.ops import Backend
 from mast_ops.pairs import Pairs
 from mast_ops.run import Run
@@ -71,7 +71,7 @@ class SubspaceSigmoidLoss(SubspaceLoss):
         sample: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
         pairs = pairs_of(out0, out1, masks=masks, kinds=kinds, kind=kind, sample=sample)
-        return self.of_pairs(pairs, return_components)
+        return self.of_pairs(pairs, return_components, observer_of(out0, out1))
 
     @override
     def terms(self, pairs: Pairs, run: Run) -> Terms:

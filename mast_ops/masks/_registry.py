@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from mast_ops._checks import check_choice
+from mast_ops.masks.allocated import AllocatedMasks
 from mast_ops.masks.binary import BinaryMasks
 from mast_ops.masks.hard_concrete import HardConcreteMasks
 from mast_ops.masks.normalized import NormalizedMasks
@@ -20,6 +21,7 @@ MASKS: dict[str, type[MaskParameterization]] = {
     "hard_concrete": HardConcreteMasks,
     "normalized": NormalizedMasks,
     "binary": BinaryMasks,
+    "allocated": AllocatedMasks,
 }
 
 
@@ -52,5 +54,5 @@ def masks_from_description(description: Mapping[str, Any], weight: Tensor) -> Ma
         return None
     with torch.device("meta"):  # nothing is drawn, and the settings alone are checked
         masks = kind(*weight.shape, **settings)
-    masks.weight = nn.Parameter(weight.detach().clone(), requires_grad=False)
+    masks.weight = nn.Parameter(weight.detach().clone(), requires_grad=False)  # a buffer's place it takes as well
     return masks.eval()

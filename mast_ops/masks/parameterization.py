@@ -35,19 +35,25 @@ class MaskParameterization(nn.Module, ABC):
     """
 
     weight: nn.Parameter
+    observes = False
+    """Whether losses tell it, through ``observe``, what each augmentation explains: see :class:`AllocatedMasks`."""
 
     def __init__(self, num_subspaces: int, dim: int, *, mean: float, std: float) -> None:
         super().__init__()
         check_count("num_subspaces", num_subspaces)
         check_count("dim", dim)
         self.mean, self.std = check_number("mean", mean), check_positive("std", std)
-        self.weight = nn.Parameter(torch.empty(num_subspaces, dim))
+        self.make_weight(num_subspaces, dim)
         self.reset_parameters()
         keep_from_decay(self)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         keep_from_decay(self)  # a copy, or one from a file
+
+    def make_weight(self, num_subspaces: int, dim: int) -> None:
+        """Registers ``weight``, without values."""
+        self.weight = nn.Parameter(torch.empty(num_subspaces, dim))
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
@@ -79,6 +85,10 @@ class MaskParameterization(nn.Module, ABC):
     def forward(self) -> Tensor:
         """The masks, (K, D), in the dtype of ``weight``."""
 
+    def observe(self, explained: Tensor, weight: Tensor | None = None, *, gathered: bool = False) -> None:
+        """What losses call where ``observes`` is True; see :meth:`AllocatedMasks.observe`."""
+        raise NotImplementedError(f"{type(self).__name__}: observes is True, wanted a method observe")
+
     def settings(self) -> dict[str, float | list[float]]:
         """What turns ``weight`` into masks beside the class: a checkpoint carries it."""
         return {}
@@ -93,7 +103,9 @@ class MaskParameterization(nn.Module, ABC):
         if not rows:
             raise ValueError("rows: got none, wanted at least one")
         chosen = copy.deepcopy(self)
-        chosen.weight = nn.Parameter(self.weight.new_empty(len(rows), self.dim), self.weight.requires_grad)
+        chosen.make_weight(len(rows), self.dim)
+        chosen.to(self.weight.device, self.weight.dtype)
+        chosen.requires_grad_(self.weight.requires_grad)
         chosen.reset_parameters()  # a row that starts anew starts as its class has it
         for i, row in enumerate(rows):
             if row is None:
