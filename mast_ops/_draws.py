@@ -17,11 +17,15 @@ def draw(name: str, call: Augmentation, x: Any, seed: int) -> Any:
     seed_generators(seed, x)
     if hasattr(call, "set_random_seed"):
         call.set_random_seed(seed)
-    by_name = any(base.__module__.partition(".")[0] == "albumentations" for base in type(call).__mro__)
-    y = call(image=x)["image"] if by_name else call(x)
+    y = applied(call, x)
     if not is_image(y):
         raise TypeError(f"{name}: got {type(y).__name__} as its result, wanted a PIL image, array or tensor")
     return copied(y)
+
+
+def applied(call: Augmentation, x: Any) -> Any:
+    by_name = any(base.__module__.partition(".")[0] == "albumentations" for base in type(call).__mro__)
+    return call(image=x)["image"] if by_name else call(x)
 
 
 def seed_generators(seed: int, x: Any) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import get_worker_info
 
 from mast_ops._checks import check_flag, check_names
+from mast_ops._compose import take_apart
 from mast_ops._draws import (
     Augmentation,
     alike,
@@ -177,6 +178,57 @@ class FactorizedViews:
         self._warned_of_equal_views: set[str] = set()
         self._deck: list[int] = []
         self._process: int | None = None
+
+    @classmethod
+    def from_compose(
+        cls,
+        compose: Any,
+        *,
+        groups: Mapping[str, str | Sequence[str]] | None = None,
+        image: Any = None,
+        batched: bool = False,
+        **options: Any,
+    ) -> "FactorizedViews":
+        """Views out of a composition: torchvision's or albumentations' ``Compose``, kornia's
+        ``AugmentationSequential``, ``nn.Sequential``, or a transform of lightly that treats both views alike.
+
+        Each random step is an augmentation, and keeps its probability; one whose probability is 0 is left out. What
+        draws nothing and gives one result under eight seeds is fixed: after the last random step it goes to finalize,
+        and before it with the random step that follows. A step's name is its class's, without "Random" and in small
+        letters: "resized_crop", "horizontal_flip", "color_jitter". What is applied as a whole with a probability
+        (``RandomApply``, ``OneOf``) is one step.
+
+        Args:
+            compose: the composition.
+            groups: new name -> the name of a step, or of several that follow one another. Default: a step each.
+            image: what the first step takes, to try the steps on. Default: noise, as a PIL image where PIL is
+                imported, an array for albumentations, and a tensor for kornia and for a batch.
+            batched: as in the constructor; kornia's augmentations take batches, and one image with keepdim=True.
+            options: pairs, weights and generator, as in the constructor.
+
+        Raises:
+            TypeError: compose is no composition, or groups are none.
+            ValueError: no step is random; a transform treats its views in several ways; a step does not take what
+                comes before it (pass image); groups name a step that is not there, twice, or steps that are apart.
+
+        >>> class RandomShift(torch.nn.Module):
+        ...     def forward(self, x):
+        ...         return x + torch.rand(len(x), 1, 1, 1)
+        >>> class RandomNoise(torch.nn.Module):
+        ...     def forward(self, x):
+        ...         return x + torch.randn_like(x)
+        >>> compose = torch.nn.Sequential(RandomShift(), RandomNoise(), torch.nn.Sigmoid())
+        >>> views = FactorizedViews.from_compose(compose, groups={"brightness": "shift"}, batched=True)
+        >>> views.augmentations
+        ('brightness', 'noise')
+        >>> bool((views(torch.rand(8, 3, 8, 8)).view0 < 1).all())
+        True
+        """
+        check_flag("batched", batched)
+        if "finalize" in options:
+            raise TypeError("finalize: got one beside a composition, wanted it as the composition's last step")
+        augmentations, finalize = take_apart(compose, groups, image, batched)
+        return cls(augmentations, finalize=finalize, batched=batched, **options)
 
     def __getstate__(self) -> dict[str, Any]:
         """The generator as bytes: a pickled one kills a spawned worker (pytorch/pytorch#146828)."""
