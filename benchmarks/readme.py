@@ -135,10 +135,11 @@ def evidence(file: Path, table: Callable[[dict[str, Any]], str] = report.text) -
         return UNMEASURED
     document = json.loads(file.read_text())
     machine, settings, seeds = document["machine"], document["settings"], ", ".join(map(str, document["seeds"]))
+    spread = "mean ± half of the 95 % interval" if len(document["seeds"]) > 2 else "means, too few for an interval"
     caption = (
         f"{machine['gpu'] or machine['cpu']}, torch {document['versions']['torch']}; commit "
         f"{(document['git']['commit'] or 'none')[:9]}, {document['date'][:10]}; {settings['steps']} steps of "
-        f"{settings['batch']} images, seeds {seeds}; mean ± half of the 95 % interval. `{document['command']}`"
+        f"{settings['batch']} images, seeds {seeds}; {spread}. `{document['command']}`"
     )
     if earlier := document.get("earlier"):
         caption += (

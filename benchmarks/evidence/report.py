@@ -144,7 +144,8 @@ def means(document: dict[str, Any]) -> str:
     ]
     rows = []
     for name, runs in methods.items():
-        cells = [_cell(scores(runs, kind, tasks)[column]) for _, kind, tasks, column in columns]
+        found = [scores(runs, kind, tasks)[column] for _, kind, tasks, column in columns]
+        cells = [_cell(values) if len(values) > 2 else f"{np.mean(values):.1f}" for values in found]
         rows.append(f"| {' | '.join([_title('methods', name), *cells])} |")
     if best := oracle(methods):
         with_layers = oracle(methods, "layers")
