@@ -24,6 +24,7 @@ from mast_ops import (
     SubspaceVICRegLoss,
     UncertaintyInvarianceLoss,
 )
+from mast_ops.kernels.chunked import products
 from mast_ops.ops import agreement
 from mast_ops.ops.ring import _Ring
 
@@ -460,6 +461,27 @@ def test_memory_of_a_rank_does_not_grow_with_their_number(group):
     # Two blocks of scores of one subspace; packed sides, blocks that visit or arrive, and gradients are views.
     assert five["peak"] < 2 * scores + 14 * view
     assert five["saved"] == four["saved"] < view
+
+
+def bytes_of_labels(rank: int):
+    products.BLOCK["cpu"], n = 1 << 14, 600
+    g = torch.Generator().manual_seed(rank)
+    z, masks = (torch.randn(shape, generator=g).requires_grad_() for shape in ((2, n, 8), (1, 8)))
+    loss = SubspaceSigmoidLoss(3.0, -1.0, gather_distributed=True)
+
+    def labelled(z, masks):
+        return loss(*(SubspaceOutput(x, masks) for x in z), sample=torch.arange(n) % 2)
+
+    try:
+        return memory.measure(labelled, Inputs([z, masks], []))
+    finally:
+        products.BLOCK["cpu"] = 1 << 20
+
+
+def test_labels_list_no_pairs_on_any_rank(group):
+    """Half of the pairs with each rank are positives: a list of them would be larger than the scores."""
+    for got in group(2)(bytes_of_labels):
+        assert got["peak"] < 600 * 600 * 4
 
 
 def run_disagreeing(rank: int, what: str, compiled: bool):

@@ -9,11 +9,11 @@ from torch import Tensor
 import mast_ops.functional as MF
 from benchmarks.case import Inputs
 from benchmarks.memory import measure
-from mast_ops.kernels.chunked import scores
+from mast_ops.kernels.chunked import products, scores
 
 FLOAT = 4
 MB = 1 << 20
-BLOCK = scores.BLOCK["cpu"] * FLOAT
+BLOCK = products.BLOCK["cpu"] * FLOAT
 WORKSPACE = scores._CACHED * FLOAT
 
 
@@ -61,6 +61,38 @@ def test_the_mean_keeps_scores_of_one_subspace_while_they_are_few(loss, anchors)
     few = 40 * n * (D + K) * FLOAT
     assert got["peak"] <= WORKSPACE + 2 * BLOCK + few < K * anchors**2 * FLOAT
     assert got["saved"] <= (4 * n * D + 2 * K * D) * FLOAT + 4096
+
+
+LABELS = torch.arange(1000) % 2
+LABELLED = {
+    "sup_con": lambda z0, z1, masks, **how: MF.subspace_sup_con(z0 + z1, LABELS, masks, temperature=0.2, **how),
+    "info_nce": lambda z0, z1, masks, **how: MF.subspace_info_nce(
+        z0, z1, masks, temperature=0.2, symmetric=True, sample0=LABELS, sample1=LABELS, **how
+    ),
+    "sigmoid": lambda z0, z1, masks, **how: MF.subspace_sigmoid(
+        z0, z1, masks, scale=5.0, bias=-3.0, sample0=LABELS, sample1=LABELS, **how
+    ),
+}
+
+
+@pytest.mark.parametrize("loss", LABELLED)
+def test_labels_list_no_pairs(loss, monkeypatch):
+    """With two classes half of all pairs are positives: a list of them would be larger than the scores."""
+    n, d, block = 1000, 8, 1 << 16
+    monkeypatch.setitem(products.BLOCK, "cpu", block)
+    got = bytes_of(lambda *x: LABELLED[loss](*x, reduction="none").mean(), n, d, 1)
+    assert got["peak"] <= (5 * block + 40 * n * d) * FLOAT < n * n * FLOAT
+    assert got["saved"] <= 20 * n * d * FLOAT
+    got = bytes_of(LABELLED[loss], n, d, 1)  # the mean keeps its scores
+    assert got["peak"] <= (n * n + 5 * block + 40 * n * d) * FLOAT
+
+
+def test_a_mask_of_its_own_for_every_sample(monkeypatch):
+    """Several blocks, and a few arrays of the inputs' size, however many masks there are."""
+    n, d, block = 1000, 8, 1 << 16
+    monkeypatch.setitem(products.BLOCK, "cpu", block)
+    got = bytes_of(info_nce("none", torch.arange(n)), n, d, n)
+    assert got["peak"] <= (5 * block + 40 * n * d) * FLOAT < n * n * FLOAT
 
 
 def test_all_pairs_do_not_grow_with_subspaces():

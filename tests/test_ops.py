@@ -12,8 +12,11 @@ from hypothesis import strategies as st
 from torch.utils import _pytree as pytree
 
 from mast_ops import ops
+from mast_ops.kernels.chunked import contrast as chunked_contrast
 from mast_ops.kernels.chunked import moments as chunked_moments
 from mast_ops.kernels.chunked import pairs as chunked_pairs
+from mast_ops.kernels.chunked import positives as chunked_positives
+from mast_ops.kernels.chunked import products as chunked_products
 from mast_ops.kernels.chunked import scores as chunked_scores
 from mast_ops.ops import Contrast, Gap, Table
 
@@ -26,7 +29,7 @@ def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pieces so small that even a small problem has many, with remainders."""
     for device in ("cpu", "cuda"):
         monkeypatch.setitem(chunked_pairs._TILE, device, 50)
-        monkeypatch.setitem(chunked_scores.BLOCK, device, 100)
+        monkeypatch.setitem(chunked_products.BLOCK, device, 100)
         monkeypatch.setitem(chunked_moments._BLOCK, device, 1)
     monkeypatch.setattr(chunked_moments, "_WIDEST", 3)
 
@@ -52,19 +55,29 @@ def test_equals_the_plain_formula(name, shape, device):
     assert_same(make_case(name, *shape, device=device.type), "chunked")
 
 
+# What depends on numbers alone: whether scores are kept, pairs of positives listed, and each row of the masks packed.
+WAYS = {"plain": (0, 1 << 24, 0), "kept": (1 << 24, 1 << 24, 0), "compared": (0, 0, 1 << 24), "both": (1 << 24, 0, 0)}
+
+
 @pytest.mark.parametrize("density", [1.0, 0.3, 0.0])
-@pytest.mark.parametrize("kept", [0, 1 << 24])
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.usefixtures("small_pieces")
-def test_in_many_pieces(name, kept, density, device, monkeypatch):
+def test_in_many_pieces(name, way, density, device, monkeypatch):
+    kept, listed, grouped = WAYS[way]
     monkeypatch.setattr(chunked_scores, "_CACHED", kept)
+    monkeypatch.setattr(chunked_positives, "_LISTED", listed)
+    monkeypatch.setattr(chunked_contrast, "_GROUPED", grouped)
     assert_same(make_case(name, 41, 13, 3, density=density, device=device.type), "chunked")
 
 
+@pytest.mark.parametrize("way", ["plain", "compared"])
 @pytest.mark.parametrize("inverse_temperature", [1 / 0.005, 71.0, 69.0, 0.01])
 @pytest.mark.parametrize("name", [name for name in NAMES if "contrast" in name])
 @pytest.mark.usefixtures("small_pieces")
-def test_any_temperature(name, inverse_temperature):
+def test_any_temperature(name, inverse_temperature, way, monkeypatch):
+    monkeypatch.setattr(chunked_positives, "_LISTED", WAYS[way][1])
+    monkeypatch.setattr(chunked_contrast, "_GROUPED", WAYS[way][2])
     case = make_case(name, 23, 5, 3)
     case.arguments[0].inverse_temperature.fill_(inverse_temperature)
     assert_same(case, "chunked", atol=1e-7)

@@ -7,6 +7,7 @@ from benchmarks.contenders.contrast import info_nce, nt_xent
 from benchmarks.contenders.cosine import cosine
 from benchmarks.contenders.factorised import factorised_mean, factorised_none
 from benchmarks.contenders.moments import moments
+from benchmarks.contenders.own import own
 from benchmarks.contenders.pairs import pairs, pairs_mean
 from benchmarks.contenders.sparse import sparse
 
@@ -17,6 +18,7 @@ SUITES: dict[str, tuple[Callable[[Settings], Case], ...]] = {
     "cosine": (cosine,),
     "info-nce": (info_nce,),
     "nt-xent": (nt_xent,),
+    "own": (own,),
     "sparse": (sparse,),
     "moments": (moments,),
 }

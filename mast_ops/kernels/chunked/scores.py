@@ -1,29 +1,15 @@
 """The score matrix of one mask, a block of rows at a time: its softmaxes, and their gradients."""
 
-import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-BLOCK = {"cpu": 1 << 20, "cuda": 1 << 24}  # scores in a block
+from mast_ops.kernels.chunked.positives import Compared, Listed, Positives
+from mast_ops.kernels.chunked.products import Products, Workspace
+
 _CACHED = 1 << 24  # scores of one mask that may be kept from the first pass to the second
 _SAFE = 70.0  # up to this inverse temperature exp(score) and its sums stay well inside float32
-
-
-class Workspace:
-    """Memory for blocks of scores that one mask hands to the next: new pages cost as much as filling them."""
-
-    def __init__(self, like: Tensor) -> None:
-        self._pool: dict[object, Tensor] = {}
-        self._like = like
-
-    def take(self, key: object, *shape: int) -> Tensor:
-        """Room of this shape, uninitialised; what was taken under the same key before is gone."""
-        size = math.prod(shape)
-        if key not in self._pool or self._pool[key].numel() < size:
-            self._pool[key] = self._like.new_empty(size)
-        return self._pool[key][:size].view(shape)
 
 
 Some = tuple[Tensor, Tensor | None]
@@ -36,8 +22,6 @@ class Statistics(NamedTuple):
 
 
 class Form(NamedTuple):
-    itself: Tensor | None
-    """Where each row has itself among the columns, a score that does not count."""
     both_ways: bool
     """Whether the columns' own losses count."""
     symmetric: bool
@@ -48,50 +32,48 @@ class Scores:
 
     def __init__(
         self,
-        sides: tuple[Tensor, Tensor],
+        products: Products,
         scale: float,
-        pairs: tuple[Tensor, Tensor],
+        positives: Positives,
         form: Form,
         workspace: Workspace,
     ) -> None:
-        self.anchors, self.candidates = anchors, candidates = sides
-        self.scale, self.form, self.workspace = scale, form, workspace
-        self.shape: tuple[int, int] = len(anchors), len(candidates)
-        self.raised = scale <= _SAFE  # blocks then hold exp(score), and no maximum is needed
-        self.row_count, self.column_count = (
-            index.bincount(minlength=size).to(anchors.dtype) for index, size in zip(pairs, self.shape, strict=True)
-        )
-        height = min(max(BLOCK.get(anchors.device.type, BLOCK["cuda"]) // self.shape[1], 16), self.shape[0])
-        self.rows = [slice(row, min(row + height, self.shape[0])) for row in range(0, self.shape[0], height)]
-        bounds = torch.searchsorted(pairs[0], torch.tensor([r.start for r in self.rows[1:]], device=pairs[0].device))
-        splits = [index.tensor_split(bounds.cpu()) for index in pairs]
-        self.pairs = list(zip(*splits, strict=True))
+        self.products, self.scale, self.form, self.workspace = products, scale, form, workspace
+        self.shape, self.like = products.shape, products.like
+        self.rows = positives.blocks
+        self.positives = positives
+        # Blocks then hold exp(score), and no maximum is needed. The few positives are treated by their scores.
+        self.raised = scale <= _SAFE and not self.positives.many
+        self.row_count = self.positives.row_count.to(self.like.dtype)
+        self.column_count = self.positives.column_count.to(self.like.dtype) if form.both_ways else self.row_count
         self.kept: list[tuple[Tensor, Tensor]] | None = None
 
     def keep(self) -> None:
         """Let the second pass find the blocks of the first, if they are few enough."""
-        if sum(self._size(rows) for rows in self.rows) <= _CACHED:
+        if self.products.kept and sum(self._size(rows) for rows in self.rows) <= _CACHED:
             self.kept = []
 
     def statistics(self) -> Statistics:
-        lse = _LogSumExp(self.shape[0], self.anchors, self.raised)
-        column_lse = _LogSumExp(self.shape[1], self.anchors, self.raised) if self.form.both_ways else None
-        positive = self.anchors.new_zeros(self.shape[0])
-        column_positive = self.anchors.new_zeros(self.shape[1])
+        lse = _LogSumExp(self.shape[0], self.like, self.raised)
+        column_lse = _LogSumExp(self.shape[1], self.like, self.raised) if self.form.both_ways else None
+        positive = self.like.new_zeros(self.shape[0])
+        column_positive = self.like.new_zeros(self.shape[1])
         for index, rows in enumerate(self.rows):
-            block, i, j, logits = self._block(index)
-            positive.index_add_(0, i + rows.start, logits)
+            block, at, logits = self._block(index)
+            height, width = block.shape
+            positive[rows] += at.sums(logits, 0, height)
+            if self.form.both_ways:
+                column_positive += at.sums(logits, 1, width)
+            elif self.form.symmetric:
+                positive[rows.stop :] += at.sums(logits, 1, width)[height:]
             block = self._raise(block, index)
             lse.add(rows, block, 1)
             if column_lse is not None:
-                column_positive.index_add_(0, j, logits)
                 column_lse.add(slice(None), block, 0)
             elif self.form.symmetric:
-                below = j >= rows.stop - rows.start
-                positive.index_add_(0, j[below] + rows.start, logits[below])
-                lse.add(slice(rows.stop, None), block[:, rows.stop - rows.start :], 0)
+                lse.add(slice(rows.stop, None), block[:, height:], 0)
             if self.kept is not None:
-                self.kept.append((block, logits))
+                self.kept.append((block, logits if isinstance(at, Listed) else logits.new_empty(0)))
         positive /= self.row_count
         value = lse.value(positive)
         loss = value - positive
@@ -101,10 +83,8 @@ class Scores:
         column_value = column_lse.value(column_positive)
         return Statistics((loss, column_value - column_positive), (value, column_value))
 
-    def gradients(self, grads: Some, lse: Some) -> tuple[Tensor, Tensor]:
-        """Gradients of the packed anchors and candidates before the temperature; one tensor where symmetric."""
-        g_candidates = torch.zeros_like(self.candidates)
-        g_anchors = g_candidates if self.form.symmetric else torch.empty_like(self.anchors)
+    def add_gradients(self, grads: Some, lse: Some) -> None:
+        """Of the losses, to the products."""
         row = _Softmax(lse[0], grads[0], self.row_count, self.raised)
         column = row if self.form.symmetric else None
         if lse[1] is not None and grads[1] is not None:
@@ -112,19 +92,20 @@ class Scores:
         for index, rows in enumerate(self.rows):
             first = rows.start if self.form.symmetric else 0
             if self.kept is None:
-                block, i, j, logits = self._block(index)
+                block, at, logits = self._block(index)
                 block = self._raise(block, index)
             else:
-                (block, logits), (i, j) = self.kept[index], self._local(index)
+                (block, logits), at = self.kept[index], self.positives.at(index, first)
             weight = self._weight(block, (row, column), rows, first)
-            at_positives = row.at_positives(i + rows.start, logits)
-            if column is not None:
-                at_positives += column.at_positives(j + first, logits)
-            weight.index_put_((i, j), at_positives)
-            g_anchors[rows].addmm_(weight, self.candidates[first:], beta=1 if self.form.symmetric else 0)
-            past = rows.stop if self.form.symmetric else 0
-            g_candidates[past:].addmm_(weight[:, past - first :].T, self.anchors[rows])
-        return g_anchors, g_candidates
+            if isinstance(at, Compared):
+                share = row.share[rows, None]
+                weight.sub_(torch.where(at.same, share if column is None else share + column.share[first:], 0))
+            else:
+                at_positives = row.at_positives(at.row + rows.start, logits)
+                if column is not None:
+                    at_positives += column.at_positives(at.column + first, logits)
+                weight.index_put_(tuple(at), at_positives)
+            self.products.add(weight, rows, first)
 
     def _weight(
         self, block: Tensor, softmaxes: tuple["_Softmax", "_Softmax | None"], rows: slice, first: int
@@ -146,27 +127,24 @@ class Scores:
         height: int = rows.stop - rows.start
         return height * (self.shape[1] - (rows.start if self.form.symmetric else 0))
 
-    def _block(self, index: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _block(self, index: int) -> tuple[Tensor, Listed | Compared, Tensor]:
         """Logits of a block of rows, where in it the positives are, and theirs."""
         rows = self.rows[index]
-        first = rows.start if self.form.symmetric else 0
-        shape = rows.stop - rows.start, self.shape[1] - first
-        block = self.workspace.take("block", *shape)
-        block.addmm_(self.anchors[rows], self.candidates[first:].T, beta=0, alpha=self.scale)
-        if self.form.itself is not None:
-            block.scatter_(1, self.form.itself[rows, None] - first, -torch.inf)
-        i, j = self._local(index)
+        height, first = rows.stop - rows.start, rows.start if self.form.symmetric else 0
+        block = self.workspace.take("block", height, self.shape[1] - first)
+        self.products.write(block, rows, first, self.scale)
+        if self.positives.itself is not None:
+            block.scatter_(1, self.positives.itself[rows, None] - first, -torch.inf)
+        at = self.positives.at(index, first)
         if self.form.symmetric:  # a score and its mirror image, from two products, may differ in the last digit
-            below = j < i
-            block[i[below], j[below]] = block[j[below], i[below]]
-        return block, i, j, block[i, j]
-
-    def _local(self, index: int) -> tuple[Tensor, Tensor]:
-        i, j = self.pairs[index]
-        if self.form.symmetric:  # the others stand in an earlier block, mirrored
-            upper = j >= self.rows[index].start
-            i, j = i[upper], j[upper] - self.rows[index].start
-        return i - self.rows[index].start, j
+            if isinstance(at, Compared):
+                square = block[:, :height]
+                square.copy_(square.triu().add_(square.triu(1).T))
+            else:
+                below = at.column < at.row
+                i, j = at.row[below], at.column[below]
+                block[i, j] = block[j, i]
+        return block, at, at.take(block)
 
     def _raise(self, block: Tensor, index: int) -> Tensor:
         """The block as it is used, where it stays: the product itself never writes to memory that is not in a cache."""
