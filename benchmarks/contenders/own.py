@@ -24,7 +24,7 @@ def selecting_loop(z0: Tensor, z1: Tensor, masks: Tensor, kind: Tensor) -> Tenso
 
 
 def own(settings: Settings) -> Case:
-    shape = settings.shape(Shape(256, 128, 256), Shape(4096, 256, 256), Shape(32, 16, 32))
+    shape = settings.shape(Shape(512, 128, 256), Shape(4096, 256, 256), Shape(32, 16, 32))
     n, d, k = shape
 
     def ours(z0: Tensor, z1: Tensor, masks: Tensor, kind: Tensor) -> Tensor:
