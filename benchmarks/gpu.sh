@@ -1,55 +1,65 @@
 #!/usr/bin/env bash
-# What only a GPU can tell, in one command and in the order in which it matters:
+# What only a GPU can tell. One stage a call, since a lent machine ends commands that take long; in this order:
 #
-#   bash benchmarks/gpu.sh OUT [tests|sanitize|bench|scaling|step ...]     # default: all of them
+#   bash benchmarks/gpu.sh OUT tests      # the kernels and the operators, right or wrong
+#   bash benchmarks/gpu.sh OUT first      # our own times alone, nothing compiled: a minute or two
+#   bash benchmarks/gpu.sh OUT bfloat16   # all contenders; then float32, scaling
+#   bash benchmarks/gpu.sh OUT simclr     # a whole training step; then vicreg
+#   bash benchmarks/gpu.sh OUT memcheck   # then racecheck; both want the CUDA toolkit
 #
-# Logs and JSON go to OUT; move its *.json to benchmarks/results/gpu/ and run `python -m benchmarks.readme`.
-# Needs Python with a CUDA torch, triton, einops, pytest and hypothesis; "step" also timm and lightly; "sanitize" the CUDA toolkit.
+# Logs and JSON go to OUT; move its *.json to benchmarks/results/gpu/ and run `python -m benchmarks.readme`. Every case
+# is written as soon as it is measured, and a stage that was cut off goes on where it was when it is called again.
+#
+# Needs Python with a CUDA torch and its triton. Wheels to carry where no registry is reached: einops, pytest, pluggy,
+# iniconfig, hypothesis, sortedcontainers; for simclr and vicreg also timm and lightly, with what they bring.
 set -uo pipefail
 cd "$(dirname "$0")/.."
-out=${1:?usage: bash benchmarks/gpu.sh OUT [STAGE ...]}
-shift
+usage="usage: bash benchmarks/gpu.sh OUT STAGE"
+out=${1:?$usage}
+stage=${2:?$usage}
+[ $# -eq 2 ] || { echo "error: got $(($# - 1)) stages, wanted one a call" >&2; exit 2; }
 mkdir -p "$out"
-stages=("$@")
-[ ${#stages[@]} -gt 0 ] || stages=(tests sanitize bench scaling step)
-failed=0
+python=$(command -v python3 || command -v python) || { echo "error: found neither python3 nor python" >&2; exit 2; }
 
-log() { # name, command: the whole output in a file, its end on the screen
-  local name=$1
-  shift
-  echo "== $name: $*"
-  if ! "$@" >"$out/$name.log" 2>&1; then
-    failed=1
-    echo "failed: $name"
-  fi
-  tail -n 15 "$out/$name.log"
+log() { # the command: its whole output in a file, the end of it on the screen
+  echo "== $stage: $*"
+  "$@" >"$out/$stage.log" 2>&1
+  local code=$?
+  tail -n 15 "$out/$stage.log"
+  [ $code -eq 0 ] || echo "failed: $stage"
+  return $code
 }
 
-kernels=(tests/test_triton.py tests/test_ops.py tests/test_functional.py tests/test_sensitivity.py)
-for stage in "${stages[@]}"; do
-  case $stage in
-    tests) log tests python -m pytest -q -p no:cacheprovider -o addopts="" "${kernels[@]}" tests/test_precision.py tests/test_memory.py ;;
-    sanitize)
-      for tool in memcheck racecheck; do
-        log "$tool" compute-sanitizer --tool "$tool" --error-exitcode 1 \
-          python -m pytest -q -x -p no:cacheprovider -o addopts="" tests/test_triton.py -k "not compile and not export"
-      done
-      ;;
-    bench)
-      log bfloat16 python -m benchmarks --device cuda --dtype bfloat16 --seconds 3 --json "$out/bfloat16.json"
-      log float32 python -m benchmarks --device cuda --dtype float32 --seconds 3 --json "$out/float32.json"
-      ;;
-    scaling) log scaling python -m benchmarks --device cuda --dtype bfloat16 --suite scaling --seconds 3 --json "$out/scaling.json" ;;
-    step)
-      for base in simclr vicreg; do
-        log "step-$base" python -m benchmarks.step --base "$base" --model resnet50 --size 224 --batch 1024 --dim 256 \
-          --dtype bfloat16 --device cuda --json "$out/step/$base.json"
-      done
-      ;;
-    *)
-      echo "error: stage: got $stage, wanted tests, sanitize, bench, scaling or step" >&2
-      exit 2
-      ;;
-  esac
-done
-exit $failed
+measure() { # arguments of the benchmark, beside the device and the file
+  log "$python" -m benchmarks --device cuda --json "$out/$stage.json" --resume "$@"
+}
+
+sanitize() { # which tests, by pytest's expression
+  local tool
+  tool=$(command -v compute-sanitizer || ls /usr/local/cuda*/bin/compute-sanitizer 2>/dev/null | tail -n 1)
+  [ -n "$tool" ] || { echo "error: compute-sanitizer is neither on the path nor in /usr/local/cuda*/bin" >&2; exit 2; }
+  # torch keeps freed memory, in which an access out of bounds looks right
+  PYTORCH_NO_CUDA_MEMORY_CACHING=1 log "$tool" --tool "$stage" --error-exitcode 1 \
+    "$python" -m pytest -q -x -p no:cacheprovider -o addopts="" tests/test_triton.py -k "$1"
+}
+
+case $stage in
+  tests)
+    log "$python" -m pytest -q -p no:cacheprovider -o addopts="" tests/test_triton.py tests/test_ops.py \
+      tests/test_functional.py tests/test_sensitivity.py tests/test_precision.py tests/test_memory.py
+    ;;
+  first) measure --dtype bfloat16 --no-compile --only '^mast_ops' --seconds 1 ;;
+  bfloat16 | float32) measure --dtype "$stage" --seconds 3 ;;
+  scaling) measure --dtype bfloat16 --suite scaling --seconds 3 ;;
+  simclr | vicreg) # ResNet-50 keeps about 44 MB an image in half precision: 2 x 512 images fit 80 GB, 2 x 1024 do not
+    mkdir -p "$out/step"
+    log "$python" -m benchmarks.step --base "$stage" --model resnet50 --size 224 --batch 512 --dim 256 \
+      --dtype bfloat16 --device cuda --json "$out/step/$stage.json"
+    ;;
+  memcheck) sanitize "not compile and not export" ;;
+  racecheck) sanitize "test_pairs or test_contrast_reads" ;; # it is ten times slower: a part of them
+  *)
+    echo "error: stage: got $stage, wanted tests, first, bfloat16, float32, scaling, simclr, vicreg, memcheck or racecheck" >&2
+    exit 2
+    ;;
+esac

@@ -1,6 +1,6 @@
 """How time grows with K, N and D, one at a time: ours and the loop, and the limit."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -20,22 +20,24 @@ _CENTRES = {  # what the other two sizes are while one moves: cpu, cuda, quick
 }
 
 
-def sweep(settings: Settings, ceilings: Ceilings) -> list[dict[str, Any]]:
+def sweep(settings: Settings, ceilings: Ceilings, done: Sequence[dict[str, Any]] = ()) -> Iterator[dict[str, Any]]:
+    """Every point that is not ``done``, as soon as it is measured."""
     settings = replace(settings, seconds=settings.seconds * _SHARE)
-    points = []
+    known = [(point["operator"], point["axis"], point["shape"]) for point in done]
     for operator, make in _MAKERS.items():
         for axis, shape in shapes(settings.shape(*_CENTRES[operator]), settings):
+            if (operator, axis, shape._asdict()) in known:
+                continue
             case = make(settings, shape)
             kept = tuple(c for c in case.contenders if c.role != "other")
             if operator == "info-nce":  # the loop keeps the scores of all K, about three times over
                 size = 3 * shape.k * shape.n**2 * settings.dtype.itemsize
                 kept = tuple(c for c in kept if c.role == "ours" or size <= 2 * settings.budget)
             measured = run_case(replace(case, contenders=kept, skipped={}), settings, ceilings)
-            points.append({"operator": operator, "axis": axis, **measured})
             times = "  ".join(f"{r['role']} {number(r['total_ms']['median'])} ms" for r in measured["rows"])
             limit = number(measured["limit"]["total_ms"])
             print(f"{operator}  {shape}  {times}  limit {limit} ms", flush=True)
-    return points
+            yield {"operator": operator, "axis": axis, **measured}
 
 
 def shapes(centre: Shape, settings: Settings) -> Iterator[tuple[str, Shape]]:

@@ -11,6 +11,8 @@ from benchmarks.case import Inputs, Loss
 _GAPS_SHOW = 0.02  # seconds; above, gaps between kernel launches are lost in the noise
 _HEAD_START = 200_000  # clock cycles that the GPU is kept busy, so that it never waits for the replay's launch
 
+_failed_capture = ""  # what the first one that failed raised in this process
+
 
 class Sample(NamedTuple):
     forward: float  # seconds
@@ -50,19 +52,26 @@ def on_host(loss: Loss, sets: list[Inputs]) -> Repeat:
 
 
 def on_cuda(loss: Loss, sets: list[Inputs]) -> tuple[Repeat, str]:
-    """Replays of CUDA graphs where a run is short; else, or where capture fails, launches as they come.
+    """Replays of CUDA graphs where a run is short; else, or where there can be no graph, launches as they come.
 
-    The second value says which, and why.
+    The second value says which, and why. A capture that fails can leave a process that no other can follow in: a run
+    that makes the host wait is not captured at all, and after a failure nothing is.
     """
+    global _failed_capture
     launched = _launched(loss, sets)
     if launched(0).total > _GAPS_SHOW:
         return launched, f"launched: longer than {1e3 * _GAPS_SHOW:.0f} ms"
+    if _failed_capture:
+        return launched, f"launched: no graph after a failed capture, {_failed_capture}"
+    if _host_waits(loss, sets[0]):
+        return launched, "launched: no graph, the host waits for the device"
     try:
         pool = torch.cuda.graph_pool_handle()
         graphs = [[_capture(loss, inputs, backward, pool) for backward in (False, True)] for inputs in sets]
     except Exception as error:  # whatever the contender does that a graph cannot hold, such as a read by the host
+        _failed_capture = type(error).__name__
         torch.cuda.synchronize()
-        return launched, f"launched: no graph, {type(error).__name__}"
+        return launched, f"launched: no graph, {_failed_capture}"
 
     def repeat(number: int) -> Sample:
         forward, _ = graphs[number % len(graphs)]
@@ -70,6 +79,20 @@ def on_cuda(loss: Loss, sets: list[Inputs]) -> tuple[Repeat, str]:
         return Sample(_replay(forward), _replay(total))
 
     return repeat, "graph"
+
+
+def _host_waits(loss: Loss, inputs: Inputs) -> bool:
+    """Whether a run reads what the device has not computed yet, as far as torch notices."""
+    mode = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        learned, constant = _fresh(inputs)
+        loss(*learned, *constant).backward()
+    except RuntimeError:
+        return True
+    finally:
+        torch.cuda.set_sync_debug_mode(mode)
+    return False
 
 
 def _fresh(inputs: Inputs) -> Inputs:

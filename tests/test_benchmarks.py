@@ -288,3 +288,77 @@ def test_an_expression_that_finds_nobody_is_refused():
     settings = Settings(quick=True, compile=False, only="nobody")
     with pytest.raises(SystemExit, match=r"only: got 'nobody', wanted .* mast_ops"):
         cli.measure(["pairs"], settings)
+
+
+def test_a_run_that_is_cut_off_goes_on_where_it_was(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """Every case is in the file as soon as it is measured, and is not measured again."""
+    result = json.loads((ROOT / "benchmarks" / "results" / "cpu" / "all.json").read_text())["operators"]["moments"]
+    path, measured = tmp_path / "out.json", []
+    argv = ["--quick", "--no-compile", "--device", "cpu", "--suite", "pairs-mean", "info-nce", "--json", str(path)]
+
+    def run_case(case: Case, *_: object) -> dict[str, Any]:
+        if cut and measured:
+            raise KeyboardInterrupt
+        measured.append(case.name)
+        return result
+
+    monkeypatch.setattr(cli, "run_case", run_case)
+    monkeypatch.setattr(limits, "measure", lambda *_: H100)
+    cut = True
+    with pytest.raises(KeyboardInterrupt):
+        cli.main(argv)
+    assert list(json.loads(path.read_text())["operators"]) == ["pairs-mean"]
+    cut = False
+    cli.main([*argv, "--resume"])
+    assert measured == ["pairs-mean", "info-nce"]
+    written = json.loads(path.read_text())
+    assert list(written["operators"]) == measured
+    assert "--resume" not in written["command"]
+    with pytest.raises(SystemExit, match=r"--resume: got .* with arguments .*, wanted"):
+        cli.main([*argv, "--seconds", "1", "--resume"])
+
+
+class WithoutGpu:
+    """The calls that :func:`timing.on_cuda` makes, where there is no device."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.mode: int | str = 0
+        self.captured: list[object] = []
+        monkeypatch.setattr(timing, "_failed_capture", "")
+        monkeypatch.setattr(timing, "_launched", lambda loss, sets: lambda number: timing.Sample(1e-4, 1e-4))
+        monkeypatch.setattr(timing, "_capture", self.capture)
+        monkeypatch.setattr(torch.cuda, "get_sync_debug_mode", lambda: self.mode)
+        monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", lambda mode: setattr(self, "mode", mode))
+        monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
+        monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+
+    def capture(self, loss: Any, *_: object) -> None:
+        self.captured.append(loss)
+        loss(torch.ones(1, requires_grad=True), capturing=True)
+
+
+def test_what_makes_the_host_wait_is_not_captured(monkeypatch: pytest.MonkeyPatch):
+    gpu = WithoutGpu(monkeypatch)
+
+    def waits(x: torch.Tensor, capturing: bool = False) -> torch.Tensor:
+        if gpu.mode == "error":
+            raise RuntimeError("called a synchronizing CUDA operation")
+        return x.sum()
+
+    sets = [Inputs((torch.ones(1, requires_grad=True),))]
+    assert timing.on_cuda(waits, sets)[1] == "launched: no graph, the host waits for the device"
+    assert (gpu.captured, gpu.mode) == ([], 0)
+    assert timing.on_cuda(lambda x, capturing=False: x.sum(), sets)[1] == "graph"
+
+
+def test_after_a_capture_that_failed_nothing_is_captured(monkeypatch: pytest.MonkeyPatch):
+    gpu = WithoutGpu(monkeypatch)
+
+    def breaks(x: torch.Tensor, capturing: bool = False) -> torch.Tensor:
+        return 1 / 0 if capturing else x.sum()
+
+    sets = [Inputs((torch.ones(1, requires_grad=True),))]
+    assert timing.on_cuda(breaks, sets)[1] == "launched: no graph, ZeroDivisionError"
+    how = timing.on_cuda(lambda x, capturing=False: x.sum(), sets)[1]
+    assert how == "launched: no graph after a failed capture, ZeroDivisionError"
+    assert gpu.captured == [breaks]
