@@ -72,3 +72,7 @@ def test_runtime_dependencies_are_three():
 
     requires = [r for r in importlib.metadata.requires("mast-ops") or [] if "extra ==" not in r]
     assert sorted(r.split(">")[0] for r in requires) == ["einops", "torch", "typing-extensions"]
+
+
+def test_the_citation_is_of_this_version():
+    assert f"\nversion: {mast_ops.__version__}\n" in (ROOT / "CITATION.cff").read_text()
