@@ -1,6 +1,7 @@
 """Masked Augmentation Subspace Training (MAST, ICLR 2023, arXiv 2303.03679) for PyTorch."""
 
 from mast_ops import analysis, functional
+from mast_ops.features import SubspaceFeatures
 from mast_ops.head import MaskedSubspaceHead
 from mast_ops.losses import (
     SubspaceBarlowTwinsLoss,
@@ -49,6 +50,7 @@ __all__ = [
     "SoftplusMasks",
     "SubspaceBarlowTwinsLoss",
     "SubspaceCosineLoss",
+    "SubspaceFeatures",
     "SubspaceNTXentLoss",
     "SubspaceOutput",
     "SubspaceSigmoidLoss",

@@ -70,7 +70,7 @@ class MaskedSubspaceHead(nn.Module):
         >>> out = head(torch.randn(8, 512))
         >>> out.embedding.shape, out.masks.shape, out.log_variance.shape
         (torch.Size([8, 128]), torch.Size([2, 128]), torch.Size([8, 2]))
-        >>> head.subspace_view(out, "color").shape
+        >>> head.features(out, free_of="color").shape
         torch.Size([8, 128])
     """
 
@@ -169,24 +169,65 @@ class MaskedSubspaceHead(nn.Module):
             return int(subspace)
         raise ValueError(f"subspace: got {subspace!r}, {wanted}")
 
-    def subspace_view(self, embedding: Tensor | SubspaceOutput, subspace: str | int) -> Tensor:
-        """The embedding as one subspace sees it, ``embedding * m_k``, (N, D): features for use after training.
+    def features(
+        self,
+        embedding: Tensor | SubspaceOutput,
+        *,
+        keeping: str | int | Sequence[str | int] = (),
+        free_of: str | int | Sequence[str | int] = (),
+    ) -> Tensor:
+        """The embedding, (N, D), weighed for use after training; :class:`mast_ops.SubspaceFeatures` is a module of it.
 
         Args:
             embedding: (N, D), or what this head gave.
-            subspace: Name or index of the subspace.
+            keeping: Name or index of a subspace, or several, whose augmentation's effect the features keep: they are
+                what its mask closes, ``1 - m / max(m)``.
+            free_of: The same of augmentations that should not show: what the mask opens, ``m``. There views that differ
+                in this augmentation were made to agree.
+
+        Weights of several names are multiplied, and those of the two arguments.
 
         Raises:
-            ValueError: There is no such subspace, or the embedding is not (N, D).
+            ValueError: There is no such subspace, none is named, or one twice; or the embedding is not (N, D).
+            TypeError: What is no name or number.
         """
-        index = self.subspace_index(subspace)
         if isinstance(embedding, SubspaceOutput):
-            return embedding.embedding * embedding.masks[index]
-        check_embedding("embedding", embedding)
-        if embedding.shape[1] != self.masks.dim:
-            raise ValueError(f"embedding: got shape {tuple(embedding.shape)}, wanted (N, {self.masks.dim})")
-        masks: Tensor = self.masks()
-        return embedding * masks[index]
+            masks, values = embedding.masks, embedding.embedding
+        else:
+            check_embedding("embedding", embedding)
+            if embedding.shape[1] != self.masks.dim:
+                raise ValueError(f"embedding: got shape {tuple(embedding.shape)}, wanted (N, {self.masks.dim})")
+            masks, values = self.masks(), embedding
+        return values * self.features_weight(masks, keeping=keeping, free_of=free_of)
+
+    def features_weight(
+        self,
+        masks: Tensor,
+        *,
+        keeping: str | int | Sequence[str | int] = (),
+        free_of: str | int | Sequence[str | int] = (),
+    ) -> Tensor:
+        """What :meth:`features` weighs dimensions by, (D,), of masks (K, D)."""
+        rows = {"keeping": self._indices("keeping", keeping), "free_of": self._indices("free_of", free_of)}
+        named = [row for indices in rows.values() for row in indices]
+        if not named:
+            raise ValueError("keeping, free_of: got no subspace, wanted one at least")
+        if len(set(named)) < len(named):
+            raise ValueError(f"keeping, free_of: got {keeping!r} and {free_of!r}, wanted each subspace once")
+        weight = torch.ones_like(masks[0])
+        for row in rows["free_of"]:
+            weight = weight * masks[row]
+        for row in rows["keeping"]:
+            largest = masks[row].amax().clamp(min=torch.finfo(masks.dtype).tiny)
+            weight = weight * (1 - masks[row] / largest)
+        return weight
+
+    def _indices(self, argument: str, names: str | int | Sequence[str | int]) -> list[int]:
+        if isinstance(names, str | numbers.Integral):
+            return [self.subspace_index(names)]  # a NumPy number too
+        if not isinstance(names, list | tuple):
+            raise TypeError(f"{argument}: got {shown(names)}, wanted a name of a subspace, or a list of them")
+        return [self.subspace_index(name) for name in names]
 
     def with_subspaces(
         self, subspaces: Sequence[str], *, new: Sequence[str] = (), kinds: Tensor | None = None

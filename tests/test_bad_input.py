@@ -178,10 +178,14 @@ CALLS = {
         ValueError,
         r"masks: got \(K, D\) = \(3, 6\), wanted \(2, 6\)",
     ),
-    "unknown name": (lambda: MaskedSubspaceHead(mlp(), ["a"]).subspace_view(Z, "b"), ValueError, "subspace: got 'b'"),
+    "unknown name": (
+        lambda: MaskedSubspaceHead(mlp(), ["a"]).features(Z, free_of="b"),
+        ValueError,
+        "subspace: got 'b'",
+    ),
     "unknown index": (lambda: MaskedSubspaceHead(mlp(), 2).subspace_index(2), ValueError, "subspace: got 2"),
     "view of other D": (
-        lambda: MaskedSubspaceHead(mlp(), 2).subspace_view(Z[:, :2], 0),
+        lambda: MaskedSubspaceHead(mlp(), 2).features(Z[:, :2], keeping=0),
         ValueError,
         "embedding: got shape",
     ),

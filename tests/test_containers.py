@@ -91,7 +91,7 @@ def test_numbers_of_numpy():
     masks = BinaryMasks(np.int64(3), np.int32(6), coverage=np.float32(0.5))
     one = MaskedSubspaceHead(nn.Linear(8, 6), np.int64(3), masks=masks, input_dim=np.int64(8), output_dim=np.int16(6))
     out = one(torch.randn(4, 8))
-    assert one.subspace_view(out, np.int64(1)).equal(one.subspace_view(out, 1))
+    assert one.features(out, free_of=np.int64(1)).equal(one.features(out, free_of=1))
     assert SubspaceNTXentLoss(np.float32(0.5))(out, out).equal(SubspaceNTXentLoss(0.5)(out, out))
     assert masks.select(range(2))().equal(masks.select([np.int64(0), np.int64(1)])())
 

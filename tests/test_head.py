@@ -159,12 +159,12 @@ def test_state_dict_roundtrip(masks):
     assert all(isinstance(value, torch.Tensor) for value in head.state_dict().values())
 
 
-def test_subspace_view_by_name_and_index():
+def test_features_by_name_and_index():
     head = MaskedSubspaceHead(mlp(), NAMES).eval()
     out = head(torch.randn(4, 16))
     wanted = out.embedding * out.masks[1]
-    assert torch.equal(head.subspace_view(out, "color"), wanted)
-    assert torch.equal(head.subspace_view(out.embedding, 1), wanted)
+    assert torch.equal(head.features(out, free_of="color"), wanted)
+    assert torch.equal(head.features(out.embedding, free_of=1), wanted)
     assert MaskedSubspaceHead(mlp(), 2).subspaces == ("0", "1")
 
 
@@ -430,7 +430,7 @@ def test_one_subspace_of_a_trained_model_exports(masks):
             self.head = head
 
         def forward(self, h: torch.Tensor) -> torch.Tensor:
-            return self.head.subspace_view(self.head(h), "color")
+            return self.head.features(self.head(h), keeping="color")
 
     module = Features(MaskedSubspaceHead(mlp(), NAMES, masks=masks).eval()).eval()
     batch = torch.export.Dim("batch", min=2, max=1024)

@@ -311,7 +311,7 @@ THINGS = [None, 3, "nonsense", b"x", 2.5, True, Thing(), ["crop"], {}]
 METHODS = {
     "h": (HEAD, THINGS),
     "subspace": (HEAD.subspace_index, [None, "x", 2.5, True, -1, K, Thing(), [], torch.tensor(0)]),
-    "embedding": (lambda x: HEAD.subspace_view(x, 0), THINGS),
+    "embedding": (lambda x: HEAD.features(x, free_of=0), THINGS),
     "subspaces": (HEAD.with_subspaces, [None, "crop", [], ["x"], [1], {"crop"}, 2.5, Thing()]),
     "new": (lambda x: HEAD.with_subspaces(["crop"], new=x), [None, 1, "crop", ["x"], ["crop"], [[]], Thing()]),
     "rows": (HEAD.masks.select, [None, 1, "x", [], [True], [2.5], ["x"], [-1], [K], Thing()]),
