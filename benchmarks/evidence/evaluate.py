@@ -166,7 +166,7 @@ def uncertainty(trained: Trained, scenes: Scenes) -> dict[str, Any]:
     together: list[float] = []
     for level in levels:
         full = draw(len(index), generator)
-        strong = {name: _at_strength(name, level, len(index), generator) for name in curves}
+        strong = {name: at_strength(name, level, len(index), generator) for name in curves}
         for name, curve in curves.items():
             column = head.subspaces.index(name)
             seen = predicted(render(scenes, index, full | {name: strong[name]}))
@@ -183,8 +183,8 @@ def uncertainty(trained: Trained, scenes: Scenes) -> dict[str, Any]:
     }
 
 
-def _at_strength(name: str, level: Tensor, num_samples: int, generator: torch.Generator) -> Tensor:
-    """Draws at one distance from the neutral one: upright, centred, sharp."""
+def at_strength(name: str, level: Tensor, num_samples: int, generator: torch.Generator) -> Tensor:
+    """Draws at a distance from the neutral one, upright, centred, sharp; ``level`` is one number, or (N, 1)."""
     if name == "blur":
         return level.expand(num_samples, 1)
     sign = torch.randint(2, (num_samples, NUM_DRAWS[name]), generator=generator) * 2 - 1

@@ -1,6 +1,7 @@
 """Pure functions under every module: plain tensors in, plain tensors out."""
 
 from mast_ops.functional.contrastive import subspace_info_nce, subspace_nt_xent, subspace_sup_con
+from mast_ops.functional.difficulty import pair_difficulty
 from mast_ops.functional.distance import masked_cosine_similarity, masked_distance
 from mast_ops.functional.moments import (
     subspace_barlow_twins,
@@ -31,6 +32,7 @@ __all__ = [
     "mask_overlap",
     "masked_cosine_similarity",
     "masked_distance",
+    "pair_difficulty",
     "subspace_barlow_twins",
     "subspace_covariance",
     "subspace_info_nce",

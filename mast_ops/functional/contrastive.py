@@ -173,7 +173,7 @@ def nt_xent(pairs: Pairs, run: Run, *, temperature: float | Tensor, reduction: R
 
 
 def against_negatives(pairs: Pairs, negatives: Tensor, run: Run, *, temperature: float | Tensor) -> Tensor:
-    """Mean over anchors of ``log(1 + exp(logsumexp_j s_ij - s_i+))``: the only negatives are those given, (M, D).
+    """Of every anchor ``log(1 + exp(logsumexp_j s_ij - s_i+))``: the only negatives are those given, (M, D).
 
     All-pairs operators give a logsumexp less a positive. Here the first of the negatives stands in for a positive that
     all anchors share, and its score, added again, leaves the logsumexp.
@@ -190,7 +190,7 @@ def against_negatives(pairs: Pairs, negatives: Tensor, run: Run, *, temperature:
         first = pairs._replace(z0=z0, z1=negatives[:1].expand_as(z0).contiguous())
         log_sum = rows + inverse * cosine_of_pairs(first, run)
         excess = log_sum - inverse * cosine_of_pairs(pairs, run)
-        return torch.logaddexp(excess, torch.zeros_like(excess)).mean()
+        return torch.logaddexp(excess, torch.zeros_like(excess))
 
 
 def subspace_sup_con(

@@ -157,19 +157,19 @@ def invariance(
         losses = 1 - cosine_of_pairs(pairs, run) if distance == "cosine" else _squared(pairs, run)
         log_variance = pairs.log_variance()
         if log_variance is not None and normalize:
-            doubt = _own_column(log_variance, pairs.kind)
+            doubt = own_column(log_variance, pairs.kind)
             scale = _log_harmonic_mean(log_variance, run)
-            weight = torch.exp(_own_column(scale - log_variance.detach(), pairs.kind))
+            weight = torch.exp(own_column(scale - log_variance.detach(), pairs.kind))
             losses = losses * weight + _over_variance(_mismatch(pairs, run), doubt) + doubt
         elif log_variance is not None:
-            doubt = _own_column(log_variance, pairs.kind)
+            doubt = own_column(log_variance, pairs.kind)
             price = doubt * _mass(pairs) if distance == "squared" else doubt
             losses = (_over_variance(losses, doubt) + price) / 2
         return losses if reduction == "none" else run.mean(losses.mean(), len(pairs.z0))
 
 
 def pair_weights(pairs: Pairs, run: Run) -> Tensor | None:
-    """How much each pair of known kind counts, (N,), a constant that averages about 1 over the pairs of a kind.
+    """How much each pair counts, (N,) of known kinds, a constant that averages about 1 over the pairs of a kind.
 
     None where all count alike, or have a variance per dimension.
     """
@@ -178,7 +178,12 @@ def pair_weights(pairs: Pairs, run: Run) -> Tensor | None:
     log_variance = pairs.log_variance()
     assert log_variance is not None
     log_variance = log_variance.detach()
-    return torch.exp(_own_column(_log_harmonic_mean(log_variance, run) - log_variance, pairs.kind))
+    return torch.exp(own_column(_log_harmonic_mean(log_variance, run) - log_variance, pairs.kind))
+
+
+def weighted_mean(losses: Tensor, weight: Tensor, run: Run) -> Tensor:
+    """Over pairs, and over subspaces where there are several columns."""
+    return run.mean((losses * weight).mean(), len(losses))
 
 
 def _squared(pairs: Pairs, run: Run, normalize: bool = False, reduction: Reduction = "none") -> Tensor:
@@ -225,7 +230,7 @@ def _pooled(x: Tensor, weight: Tensor, row: Tensor | None, reduction: Reduction)
     return (F.one_hot(row, len(weight)).to(x.dtype).T @ x * weight).sum() / len(x)
 
 
-def _own_column(x: Tensor, row: Tensor | None) -> Tensor:
+def own_column(x: Tensor, row: Tensor | None) -> Tensor:
     """Of an (N, R) or (N, 1) table each sample's own entry, (N,); the table itself without ``row``."""
     if row is None:
         return x

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from mast_ops import ops
 from mast_ops._checks import check_alike, check_flag, check_non_negative
 from mast_ops.functional import combine_log_variance
+from mast_ops.functional.difficulty import prediction_of_difficulty
 from mast_ops.functional.sensitivity import check_all_differ, explained, outside
+from mast_ops.functional.uncertainty import pair_weights
 from mast_ops.masks import MaskParameterization
 from mast_ops.ops import Backend, check_backend
 from mast_ops.output import SubspaceOutput
@@ -47,6 +49,13 @@ class SubspaceLoss(nn.Module, ABC):
     :func:`mast_ops.functional.subspace_sensitivity`, which takes at least two samples, and an augmentation that never
     differs is refused. With masks of ones it is 0; without ``kind`` it is not there.
 
+    With ``difficulty_param`` > 0 and predicted variances the prediction is no likelihood. It learns how hard a pair is,
+    by its contrastive loss's rank in the own process's batch (:func:`mast_ops.functional.pair_difficulty`): one term
+    more, whose gradient ends at the prediction. The variances then weigh pairs, by their inverse, with weights that
+    average 1. Where the second view is a reference of little augmentation, give it without variance, so that the first
+    view's doubt is its own: ``reference._replace(log_variance=None, granularity=None)``. A prediction knows what it has
+    seen: views unlike all in training may be called certain, unless a share of training views are spoiled.
+
     With ``gather_distributed=True`` the loss is that of the batches of all ranks of torch.distributed's default
     process group put together, the same value on every rank, and the gradients that DDP or FSDP average over ranks
     are that loss's own. Ranks may have different numbers of samples, but each at least one, and all of them must
@@ -64,13 +73,19 @@ class SubspaceLoss(nn.Module, ABC):
     _choices: ClassVar[tuple[str, ...]]
 
     def __init__(
-        self, *, gather_distributed: bool = False, backend: Backend = "auto", sensitivity_param: float = 0.0
+        self,
+        *,
+        gather_distributed: bool = False,
+        backend: Backend = "auto",
+        sensitivity_param: float = 0.0,
+        difficulty_param: float = 0.0,
     ) -> None:
         super().__init__()
         check_backend(backend)
         check_non_negative("sensitivity_param", sensitivity_param)
+        check_non_negative("difficulty_param", difficulty_param)
         ops.ranks(gather_distributed)
-        self.sensitivity_param = sensitivity_param
+        self.sensitivity_param, self.difficulty_param = sensitivity_param, difficulty_param
         self.gather_distributed = gather_distributed
         self.backend: Backend = backend
 
@@ -87,7 +102,14 @@ class SubspaceLoss(nn.Module, ABC):
 
     def pair_weight(self, pairs: Pairs, run: Run) -> Tensor | None:
         """How much each pair counts for sensitivity, (N,), up to a factor that all ranks share; None: all alike."""
-        return None
+        return self.weight_by_difficulty(pairs, run)
+
+    def weight_by_difficulty(self, pairs: Pairs, run: Run) -> Tensor | None:
+        """How much each pair counts for terms of single pairs, as broadcasts to (N,) or (N, K), a constant.
+
+        None without ``difficulty_param``, or without a predicted variance.
+        """
+        return pair_weights(pairs, run) if self.difficulty_param > 0 else None
 
     @overload
     def forward(
@@ -134,7 +156,14 @@ class SubspaceLoss(nn.Module, ABC):
         run = Run(self.backend, self.gather_distributed).of(
             type(self).__name__, pairs.z0, pairs.masks, pairs.kinds, **self._options(pairs)
         )
+        predicts = self.difficulty_param > 0 and pairs.uncertainty is not None
+        if predicts and pairs.uncertainty is not None and pairs.uncertainty.granularity == "dimension":
+            raise ValueError(
+                "granularity: got 'dimension' with difficulty_param, wanted 'sample' or 'subspace': it is of pairs"
+            )
         terms = self.terms(pairs, run)
+        if predicts:
+            terms["difficulty"] = (self.difficulty_param, prediction_of_difficulty(pairs, run))
         if pairs.kind is not None and (self.sensitivity_param > 0 or observer is not None):
             if self.sensitivity_param > 0:
                 check_all_differ(pairs)
@@ -156,6 +185,7 @@ class SubspaceLoss(nn.Module, ABC):
             "kind": pairs.kind is not None,
             "granularity": None if pairs.uncertainty is None else pairs.uncertainty.granularity,
             "sensitivity": self.sensitivity_param > 0,
+            "difficulty": self.difficulty_param > 0,
         }
 
 

@@ -12,8 +12,8 @@ class SubspaceCosineLoss(SubspaceLoss):
     """Negative masked cosine similarity for BYOL and SimSiam, averaged over samples and subspaces.
 
     With K = 1 and a mask of ones it equals lightly's ``NegativeCosineSimilarity``. The stop-gradient is the
-    caller's, as is usual there: detach the target. Predicted variances are not used; for those take
-    ``UncertaintyInvarianceLoss(distance="cosine")``.
+    caller's, as is usual there: detach the target. Predicted variances are used with ``difficulty_param`` alone; for
+    their likelihood take ``UncertaintyInvarianceLoss(distance="cosine")``.
 
     Args:
         eps: Each norm counts as at least this; 1e-8 as in lightly.
@@ -22,6 +22,8 @@ class SubspaceCosineLoss(SubspaceLoss):
         sensitivity_param: Weight of the sensitivity of what masks leave out, see :class:`mast_ops.losses.SubspaceLoss`.
             0 by default: between a prediction and a target it would ask the prediction to be wrong. For SimSiam and
             BYOL, add :func:`mast_ops.functional.subspace_sensitivity` of the two views' predictions.
+        difficulty_param: Weight of a prediction of difficulty, by which pairs count, see
+            :class:`mast_ops.losses.SubspaceLoss`.
 
     Raises:
         ValueError: ``eps`` is not a positive number, or ``backend`` is unknown. On call: arguments that disagree.
@@ -43,12 +45,21 @@ class SubspaceCosineLoss(SubspaceLoss):
         gather_distributed: bool = False,
         backend: Backend = "auto",
         sensitivity_param: float = 0.0,
+        difficulty_param: float = 0.0,
     ) -> None:
-        super().__init__(gather_distributed=gather_distributed, backend=backend, sensitivity_param=sensitivity_param)
+        super().__init__(
+            gather_distributed=gather_distributed,
+            backend=backend,
+            sensitivity_param=sensitivity_param,
+            difficulty_param=difficulty_param,
+        )
         check_positive("eps", eps)
         self.eps = eps
 
     @override
     def terms(self, pairs: Pairs, run: Run) -> Terms:
-        similarity = run.mean(cosine_of_pairs(pairs, run, self.eps).mean(), len(pairs.z0))
+        cosines, weight = cosine_of_pairs(pairs, run, self.eps), self.weight_by_difficulty(pairs, run)
+        if weight is not None:
+            cosines = cosines * weight
+        similarity = run.mean(cosines.mean(), len(pairs.z0))
         return {"negative_cosine": (1.0, -similarity)}

@@ -2,6 +2,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from mast_ops.functional.contrastive import against_negatives, check_temperature, nt_xent
+from mast_ops.functional.uncertainty import weighted_mean
 from mast_ops.losses._base import SubspaceLoss, Terms
 from mast_ops.losses._memory import MemoryBank, check_memory_bank_size
 from mast_ops.ops import Backend
@@ -12,7 +13,8 @@ from mast_ops.run import Run
 class SubspaceNTXentLoss(SubspaceLoss):
     """SimCLR's NT-Xent inside every subspace, averaged over samples and subspaces.
 
-    With K = 1 and a mask of ones it equals lightly's ``NTXentLoss``. Predicted variances are not used.
+    With K = 1 and a mask of ones it equals lightly's ``NTXentLoss``. Predicted variances are used with
+    ``difficulty_param`` alone.
 
     With a memory bank it is MoCo's loss: the anchors are those of the first view, each with its second view as the
     positive and the bank's embeddings as negatives; gradients reach the bank through masks alone. The bank takes the
@@ -27,6 +29,8 @@ class SubspaceNTXentLoss(SubspaceLoss):
         backend: What computes it, see :data:`mast_ops.ops.Backend`.
         sensitivity_param: Weight of the sensitivity of what masks leave out, see :class:`mast_ops.losses.SubspaceLoss`;
             5 by `benchmarks/evidence`.
+        difficulty_param: Weight of a prediction of difficulty, by which pairs count, see
+            :class:`mast_ops.losses.SubspaceLoss`.
 
     Raises:
         ValueError: ``temperature`` is not a positive number, ``backend`` is unknown, or ``memory_bank_size`` is not 0
@@ -50,8 +54,14 @@ class SubspaceNTXentLoss(SubspaceLoss):
         gather_distributed: bool = False,
         backend: Backend = "auto",
         sensitivity_param: float = 5.0,
+        difficulty_param: float = 0.0,
     ) -> None:
-        super().__init__(gather_distributed=gather_distributed, backend=backend, sensitivity_param=sensitivity_param)
+        super().__init__(
+            gather_distributed=gather_distributed,
+            backend=backend,
+            sensitivity_param=sensitivity_param,
+            difficulty_param=difficulty_param,
+        )
         check_temperature(temperature)
         size = check_memory_bank_size(memory_bank_size)
         if size is not None and gather_distributed:
@@ -63,9 +73,14 @@ class SubspaceNTXentLoss(SubspaceLoss):
 
     @override
     def terms(self, pairs: Pairs, run: Run) -> Terms:
+        weight = self.weight_by_difficulty(pairs, run)
         if self.memory_bank is None:
-            return {"nt_xent": (1.0, nt_xent(pairs, run, temperature=self.temperature))}
-        negatives = self.memory_bank.negatives(pairs.z0)
-        if pairs.z0.requires_grad:
-            self.memory_bank.add(pairs.z1)
-        return {"nt_xent": (1.0, against_negatives(pairs, negatives, run, temperature=self.temperature))}
+            if weight is None:
+                return {"nt_xent": (1.0, nt_xent(pairs, run, temperature=self.temperature))}
+            losses = nt_xent(pairs, run, temperature=self.temperature, reduction="none")
+        else:
+            negatives = self.memory_bank.negatives(pairs.z0)
+            if pairs.z0.requires_grad:
+                self.memory_bank.add(pairs.z1)
+            losses = against_negatives(pairs, negatives, run, temperature=self.temperature)
+        return {"nt_xent": (1.0, losses.mean() if weight is None else weighted_mean(losses, weight, run))}

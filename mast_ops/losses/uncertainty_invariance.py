@@ -1,7 +1,7 @@
 from typing_extensions import override
 
 from mast_ops._checks import check_choice, check_flag
-from mast_ops.functional.uncertainty import DISTANCES, Distance, invariance
+from mast_ops.functional.uncertainty import DISTANCES, Distance, invariance, weighted_mean
 from mast_ops.losses._base import SubspaceLoss, Terms
 from mast_ops.ops import Backend
 from mast_ops.pairs import Pairs
@@ -26,6 +26,8 @@ class UncertaintyInvarianceLoss(SubspaceLoss):
             mean-squared error, as in VICReg.
         gather_distributed: Whether the batch is that of all ranks, see :class:`mast_ops.losses.SubspaceLoss`.
         backend: What computes it, see :data:`mast_ops.ops.Backend`.
+        difficulty_param: Weight of the prediction of difficulty in place of the likelihood, see
+            :class:`mast_ops.losses.SubspaceLoss`.
 
     Raises:
         ValueError: Unknown ``distance`` or ``backend``. On call: arguments that disagree.
@@ -47,12 +49,17 @@ class UncertaintyInvarianceLoss(SubspaceLoss):
         normalize: bool = False,
         gather_distributed: bool = False,
         backend: Backend = "auto",
+        difficulty_param: float = 0.0,
     ) -> None:
-        super().__init__(gather_distributed=gather_distributed, backend=backend)
+        super().__init__(gather_distributed=gather_distributed, backend=backend, difficulty_param=difficulty_param)
         check_choice("distance", distance, DISTANCES)
         check_flag("normalize", normalize)
         self.distance, self.normalize = distance, normalize
 
     @override
     def terms(self, pairs: Pairs, run: Run) -> Terms:
-        return {"invariance": (1.0, invariance(pairs, run, distance=self.distance, normalize=self.normalize))}
+        weight = self.weight_by_difficulty(pairs, run)
+        if weight is None:
+            return {"invariance": (1.0, invariance(pairs, run, distance=self.distance, normalize=self.normalize))}
+        losses = invariance(pairs._replace(uncertainty=None), run, distance=self.distance, reduction="none")
+        return {"invariance": (1.0, weighted_mean(losses, weight, run))}

@@ -6,7 +6,7 @@ from typing_extensions import override
 
 from mast_ops._checks import check_choice, check_flag, check_non_negative, check_positive
 from mast_ops.functional.moments import check_batch, moments
-from mast_ops.functional.uncertainty import invariance, pair_weights
+from mast_ops.functional.uncertainty import invariance, pair_weights, weighted_mean
 from mast_ops.losses._base import SubspaceLoss, Terms
 from mast_ops.ops import Backend
 from mast_ops.pairs import Pairs
@@ -36,6 +36,8 @@ class SubspaceVICRegLoss(SubspaceLoss):
         backend: What computes it, see :data:`mast_ops.ops.Backend`.
         sensitivity_param: Weight of the sensitivity of what masks leave out, see :class:`mast_ops.losses.SubspaceLoss`;
             10 by `benchmarks/evidence`. Predicted variances, but those per dimension, weigh its pairs too.
+        difficulty_param: Weight of the prediction of difficulty in place of the likelihood, see
+            :class:`mast_ops.losses.SubspaceLoss`. It has a gradient for the predictor alone: 1 will do.
 
     Raises:
         ValueError: A negative weight, ``eps`` <= 0, unknown ``scope`` or ``backend``. On call: arguments that
@@ -65,8 +67,14 @@ class SubspaceVICRegLoss(SubspaceLoss):
         normalize: bool = True,
         backend: Backend = "auto",
         sensitivity_param: float = 10.0,
+        difficulty_param: float = 0.0,
     ) -> None:
-        super().__init__(gather_distributed=gather_distributed, backend=backend, sensitivity_param=sensitivity_param)
+        super().__init__(
+            gather_distributed=gather_distributed,
+            backend=backend,
+            sensitivity_param=sensitivity_param,
+            difficulty_param=difficulty_param,
+        )
         for name, weight in (("lambda_param", lambda_param), ("mu_param", mu_param), ("nu_param", nu_param)):
             check_non_negative(name, weight)
         check_positive("eps", eps)
@@ -79,6 +87,12 @@ class SubspaceVICRegLoss(SubspaceLoss):
     def pair_weight(self, pairs: Pairs, run: Run) -> Tensor | None:
         return pair_weights(pairs, run)
 
+    def invariance(self, pairs: Pairs, run: Run) -> Tensor:
+        weight = self.weight_by_difficulty(pairs, run)
+        if weight is None:
+            return invariance(pairs, run, normalize=self.normalize)
+        return weighted_mean(invariance(pairs._replace(uncertainty=None), run, reduction="none"), weight, run)
+
     @override
     def terms(self, pairs: Pairs, run: Run) -> Terms:
         check_batch(pairs.z0, run, name="out0")
@@ -86,7 +100,7 @@ class SubspaceVICRegLoss(SubspaceLoss):
         variance0, covariance0 = moments(pairs.z0, seen, run, self.eps)
         variance1, covariance1 = moments(pairs.z1, seen, run, self.eps)
         return {
-            "invariance": (self.lambda_param, invariance(pairs, run, normalize=self.normalize)),
+            "invariance": (self.lambda_param, self.invariance(pairs, run)),
             "variance": (self.mu_param, (variance0 + variance1).mean() / 2),
             "covariance": (self.nu_param, (covariance0 + covariance1).mean()),
         }

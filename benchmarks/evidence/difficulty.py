@@ -1,0 +1,282 @@
+"""Whether predicted uncertainty means difficulty: strength, spoiled views, and what it saves where pairs are spoiled.
+
+python -m benchmarks.evidence.difficulty           # every model on three seeds
+python -m benchmarks.evidence.difficulty --quick   # one seed, short runs
+"""
+
+import argparse
+import json
+import re
+import shlex
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from benchmarks import machine
+from benchmarks.evidence import data
+from benchmarks.evidence.evaluate import Renderings, apply, at_strength, linear
+from benchmarks.evidence.factors import TASKS, Scenes, draw, layers, render, spoil
+from benchmarks.evidence.methods import METHODS, make_views
+from benchmarks.evidence.relations import cell
+from benchmarks.evidence.train import (
+    FEATURES,
+    HIDDEN,
+    LR,
+    TEMPERATURE,
+    Settings,
+    convolutions,
+    make_backbone,
+    mlp,
+)
+from mast_ops import FactorizedViews, MaskedSubspaceHead, SubspaceNTXentLoss, SubspaceVICRegLoss
+from mast_ops.analysis import spearman
+
+SEEDS = (10, 11, 12)
+DIM = 128
+
+
+class Kind(NamedTuple):
+    base: str
+    prediction: str
+    """"none", "likelihood" or "difficulty"."""
+    spoiled: float
+    """Share of pairs in which one view is ruined."""
+
+    @property
+    def title(self) -> str:
+        words = {"none": "no prediction", "likelihood": "likelihood", "difficulty": "difficulty"}[self.prediction]
+        return f"{self.base}: {words}, {100 * self.spoiled:.0f} % spoiled"
+
+
+MODELS = {
+    kind.title: kind
+    for kind in (
+        Kind("VICReg", "none", 0.0),
+        Kind("VICReg", "likelihood", 0.0),
+        Kind("VICReg", "difficulty", 0.0),
+        Kind("VICReg", "difficulty", 0.07),
+        Kind("VICReg", "none", 0.2),
+        Kind("VICReg", "likelihood", 0.2),
+        Kind("VICReg", "difficulty", 0.2),
+        Kind("NT-Xent", "none", 0.0),
+        Kind("NT-Xent", "difficulty", 0.0),
+        Kind("NT-Xent", "none", 0.2),
+        Kind("NT-Xent", "difficulty", 0.2),
+    )
+}
+
+
+class Model:
+    """Masked as MAST is in the main suite, with or without a prediction."""
+
+    def __init__(self, kind: Kind, views: FactorizedViews, seed: int, steps: int) -> None:
+        torch.manual_seed(seed)
+        self.kind = kind
+        self.backbone = make_backbone()
+        granularity = {"none": None, "likelihood": "subspace", "difficulty": "sample"}[kind.prediction]
+        self.head = MaskedSubspaceHead(
+            mlp(FEATURES, HIDDEN, DIM),
+            views.augmentations,
+            kinds=views.kinds,
+            uncertainty=granularity,  # type: ignore[arg-type]
+        )
+        param = float(kind.prediction == "difficulty")
+        self.criterion = (
+            SubspaceVICRegLoss(difficulty_param=param)
+            if kind.base == "VICReg"
+            else SubspaceNTXentLoss(TEMPERATURE, difficulty_param=param)
+        )
+        trained = [*self.backbone.parameters(), *self.head.parameters()]
+        self.optimizer = torch.optim.Adam(trained, lr=LR)
+        self.schedule = torch.optim.lr_scheduler.OneCycleLR(self.optimizer, LR, total_steps=steps)
+
+    def step(self, view0: Tensor, view1: Tensor, kind: Tensor) -> None:
+        with convolutions("cpu"):
+            h = self.backbone(torch.cat([view0, view1]))
+        loss = self.criterion(*self.head(h.float()).chunk(2), kind=kind)
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        self.schedule.step()
+
+
+def train(scenes: Scenes, wanted: list[Kind], seed: int, settings: Settings) -> list[Model]:
+    """All of them side by side: they see the same views, which are rendered once, and the same ruined ones."""
+    generator = torch.Generator().manual_seed(seed)
+    views = make_views(METHODS["vicreg/mast"], scenes, generator)
+    models = [Model(kind, views, seed, settings.steps) for kind in wanted]
+    for _ in tqdm(range(settings.steps), desc=f"seed {seed}", leave=False):
+        index = torch.randint(len(scenes.labels), (settings.batch,), generator=generator)
+        view0, view1, kind = views(layers(scenes, index))
+        chance, ruined = torch.rand(settings.batch, generator=generator), spoil(view1, generator)
+        for model in models:
+            which = chance < model.kind.spoiled
+            model.step(view0, torch.where(which[:, None, None, None], ruined, view1), kind)
+    return models
+
+
+@torch.no_grad()
+def judged(models: list[Model], renderings: Renderings, scenes: Scenes) -> list[dict[str, Any]]:
+    """Probes, and what those that predict call uncertain; every image is rendered once for all of them."""
+    for model in models:
+        model.backbone.eval()
+        model.head.eval()
+    said = doubts([model for model in models if model.kind.prediction != "none"], scenes)
+    results = []
+    for model in models:
+        train, test = (apply(model.backbone, x) for x in (renderings.train, renderings.test))
+        truth, truth_test = renderings.train_truth, renderings.test_truth
+        result: dict[str, Any] = {
+            "linear": {task: linear(train, truth[task], test, truth_test[task], "ridge") for task in TASKS}
+        }
+        if model.kind.prediction != "none":
+            result["uncertainty"] = said.pop(0)
+        results.append(result)
+    return results
+
+
+def doubts(models: list[Model], scenes: Scenes) -> list[dict[str, Any]]:
+    """The doubt of a view is its log-variance; of one a subspace, that of their sum, or of the augmentation's own."""
+    generator = torch.Generator().manual_seed(1_000_005)
+    index = torch.arange(len(scenes.labels))
+    names = [name for name in TASKS.values() if name]
+    levels = torch.linspace(0, 1, 6)
+
+    def predicted(x: Tensor, name: str = "all") -> list[Tensor]:
+        found = []
+        for model in models:
+            seen = apply(lambda part, model=model: model.head(model.backbone(part)).log_variance, x)  # type: ignore[misc]
+            one = name != "all" and seen.shape[1] > 1
+            found.append(seen[:, model.head.subspaces.index(name)] if one else seen.logsumexp(1))
+        return found
+
+    curves: list[dict[str, list[float]]] = [{name: [] for name in (*names, "all")} for _ in models]
+    for level in levels:
+        full = draw(len(index), generator)
+        strong = {name: at_strength(name, level, len(index), generator) for name in names}
+        for name in (*names, "all"):
+            moved = strong if name == "all" else {name: strong[name]}
+            for curve, doubt in zip(curves, predicted(render(scenes, index, full | moved), name), strict=True):
+                curve[name].append(float(doubt.mean()))
+    strengths = torch.rand(2, len(index), 1, generator=generator).sort(dim=0).values
+    weak, strong_ = (
+        predicted(
+            render(
+                scenes,
+                index,
+                draw(len(index), generator)
+                | {name: at_strength(name, strength, len(index), generator) for name in names},
+            )
+        )
+        for strength in strengths
+    )
+    whole = render(scenes, index, draw(len(index), generator))
+    doubt_of_whole, doubt_of_ruined = predicted(whole), predicted(spoil(whole, generator))
+    return [
+        {
+            "levels": levels.tolist(),
+            "curves": curves[i],
+            "spearman": {name: float(spearman(levels, torch.tensor(curve))) for name, curve in curves[i].items()},
+            "harder": float((strong_[i] > weak[i]).double().mean()),
+            "auroc": float((doubt_of_ruined[i][:, None] > doubt_of_whole[i]).double().mean()),
+        }
+        for i in range(len(models))
+    ]
+
+
+# ---- What the runs say -----------------------------------------------------------------------------------------------
+
+Runs = dict[str, dict[str, Any]]
+
+
+def text(document: dict[str, Any]) -> str:
+    return f"{meaning(document['results'])}\n\n{means(document['results'])}"
+
+
+def meaning(results: dict[str, Runs]) -> str:
+    names = [name for name in TASKS.values() if name]
+    lines = [
+        "| rank correlation of doubt with strength | "
+        + " | ".join([*names, "all", "stronger view less certain, %", "AUROC of spoiled views"])
+        + " |",
+        "|---|" + "---:|" * (len(names) + 3),
+    ]
+    for title, runs in results.items():
+        said = [run["uncertainty"] for run in runs.values() if "uncertainty" in run]
+        if said:
+            cells = [cell([one["spearman"][name] for one in said], 2) for name in (*names, "all")]
+            cells += [cell([100 * one["harder"] for one in said]), cell([one["auroc"] for one in said], 2)]
+            lines.append(f"| {title} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def means(results: dict[str, Runs]) -> str:
+    lines = ["| ridge probe, % | class | mean of six tasks |", "|---|---:|---:|"]
+    for title, runs in results.items():
+        of_class = [run["linear"]["class"] for run in runs.values()]
+        mean = [float(np.mean([*run["linear"].values()])) for run in runs.values()]
+        lines.append(f"| {title} | {cell(of_class)} | {cell(mean)} |")
+    return "\n".join(lines)
+
+
+def main(argv: list[str] | None = None) -> None:
+    argv = sys.argv[1:] if argv is None else argv
+    parser = argparse.ArgumentParser(
+        "python -m benchmarks.evidence.difficulty",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--seeds", type=int, nargs="+", default=list(SEEDS))
+    add("--only", metavar="REGEX", default="", help="models whose title it is found in")
+    add("--steps", type=int, default=600)
+    add("--batch", type=int, default=128)
+    add("--out", type=Path, default=Path("out/difficulty"), help="runs that are done are kept here")
+    add("--json", type=Path, metavar="FILE", help="where the results go; default: into --out")
+    add("--quick", action="store_true", help="VICReg, seed 10, 100 steps")
+    args = parser.parse_args(argv)
+    if args.quick:
+        args.only, args.seeds, args.steps = "VICReg", [10], 100
+    if args.steps < 1 or args.batch < 2:
+        parser.error(f"--steps, --batch: got {args.steps}, {args.batch}, wanted >= 1, >= 2")
+    settings = Settings(args.steps, args.batch, "cpu", "ridge")
+    train_scenes, test_scenes = data.load(None)
+    renderings = Renderings(train_scenes, test_scenes)
+    args.out.mkdir(parents=True, exist_ok=True)
+    wanted = {title: kind for title, kind in MODELS.items() if re.search(args.only, title)}
+    results: dict[str, Runs] = {}
+    for seed in args.seeds:
+        paths = {
+            title: args.out
+            / f"{kind.base}_{kind.prediction}_{kind.spoiled}_{seed}_{settings.steps}_{settings.batch}.json"
+            for title, kind in wanted.items()
+        }
+        missing = [wanted[title] for title, path in paths.items() if not path.exists()]
+        models = train(train_scenes, missing, seed, settings) if missing else []
+        for model, result in zip(models, judged(models, renderings, test_scenes), strict=True):
+            path = paths[model.kind.title]
+            beside = path.with_suffix(".part")
+            beside.write_text(json.dumps(result) + "\n")
+            beside.rename(path)
+        for title, path in paths.items():
+            results.setdefault(title, {})[str(seed)] = json.loads(path.read_text())
+    document = {
+        **machine.record("cpu"),
+        "command": shlex.join(["python", "-m", "benchmarks.evidence.difficulty", *argv]),
+        "settings": settings._asdict(),
+        "seeds": args.seeds,
+        "results": results,
+    }
+    print(text(document))
+    path = args.json or args.out / "results.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(document, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,316 @@
+"""Twelve augmentations in six related pairs: whether statistics find the pairs, and what allocating masks pays.
+
+Each of the suite's six factors is moved by two augmentations, the second half as far as the first. What a view shows is
+their sum, so that images and tasks are those of the main suite.
+
+python -m benchmarks.evidence.relations           # every width and method on three seeds
+python -m benchmarks.evidence.relations --quick   # one width, one seed, short runs
+"""
+
+import argparse
+import json
+import math
+import shlex
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from benchmarks import machine
+from benchmarks.evidence import data
+from benchmarks.evidence.evaluate import Renderings, apply, linear, with_earlier_layers
+from benchmarks.evidence.factors import AUGMENTATIONS, NUM_DRAWS, TASKS, Scenes, render
+from benchmarks.evidence.report import interval
+from benchmarks.evidence.train import FEATURES, HIDDEN, LR, Settings, convolutions, make_backbone, mlp
+from mast_ops import AllocatedMasks, BinaryMasks, FactorizedViews, MaskedSubspaceHead, SubspaceVICRegLoss
+from mast_ops.analysis import mask_overlap, relations
+from mast_ops.functional import explained_variance
+from mast_ops.masks import MaskParameterization
+
+SEEDS, DIMS = (10, 11, 12), (16, 24, 64, 256)
+METHODS = {
+    "none": "no masks, the same pairs",
+    "fixed": "fixed masks",
+    "learned": "masks learned by gradient",
+    "allocated": "allocated masks",
+    "shared": "fixed masks, shared as planted",
+}
+TWINS = tuple(f"{name} again" for name in AUGMENTATIONS)  # the second augmentation of each factor
+HALF = 0.5  # how far it moves the factor
+
+
+def closed(dim: int) -> int:
+    """Dimensions that each augmentation closes."""
+    return max(2, dim // 32)
+
+
+# ---- Views: a sample is its index and the sum of its draws, and is rendered once ------------------------------------
+
+_COLUMNS = dict(zip(AUGMENTATIONS, torch.arange(sum(NUM_DRAWS.values())).split([*NUM_DRAWS.values()]), strict=True))
+
+
+def augmentations() -> dict[str, Callable[[Tensor], Tensor]]:
+    """By name: each adds its draw to its factor, around a circle, so that every sum is uniform as a single draw is."""
+    far = {name: partial(_moved, columns, 1.0) for name, columns in _COLUMNS.items()}
+    near = {twin: partial(_moved, columns, HALF) for twin, columns in zip(TWINS, _COLUMNS.values(), strict=True)}
+    return far | near
+
+
+def _moved(columns: Tensor, far: float, x: Tensor) -> Tensor:
+    return x.index_add(1, 1 + columns, far * torch.rand(len(x), len(columns), 1, 1))
+
+
+def start(index: Tensor) -> Tensor:
+    """As an image of one pixel: views take images."""
+    return torch.cat([index[:, None].float(), torch.zeros(len(index), sum(NUM_DRAWS.values()))], dim=1)[..., None, None]
+
+
+def show(scenes: Scenes, x: Tensor) -> Tensor:
+    x = x[..., 0, 0]
+    index, total = x[:, 0].long(), x[:, 1:] % 1
+    return render(scenes, index, {name: total[:, columns] for name, columns in _COLUMNS.items()})
+
+
+# ---- One run ---------------------------------------------------------------------------------------------------------
+
+
+def make_masks(method: str, num_augmentations: int, dim: int) -> MaskParameterization:
+    coverage = 1 - closed(dim) / dim
+    if method == "allocated":
+        return AllocatedMasks(num_augmentations, dim, coverage=coverage)
+    masks = BinaryMasks(num_augmentations, dim, coverage=coverage)
+    if method == "shared":
+        with torch.no_grad():
+            masks.weight.zero_()
+            for k in range(num_augmentations):
+                first = closed(dim) * (k % len(AUGMENTATIONS))
+                masks.weight[k, first : first + closed(dim)] = -1
+    return masks.requires_grad_(method == "learned")
+
+
+class Model:
+    """One method at one width: what it trains, and what each augmentation explains in its embedding."""
+
+    def __init__(self, method: str, dim: int, views: FactorizedViews, seed: int, steps: int) -> None:
+        torch.manual_seed(seed)
+        self.method, num = method, len(views.augmentations)
+        self.backbone = make_backbone()
+        projector, masks = mlp(FEATURES, HIDDEN, dim), make_masks(method, num, dim)
+        self.head = MaskedSubspaceHead(projector, views.augmentations, masks=masks, kinds=views.kinds)
+        self.seen = AllocatedMasks(num, dim)  # for its statistics, whatever the masks are
+        self.criterion, self.ones = SubspaceVICRegLoss(), torch.ones(num, dim)
+        trained = [p for module in (self.backbone, self.head) for p in module.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.Adam(trained, lr=LR)
+        self.schedule = torch.optim.lr_scheduler.OneCycleLR(self.optimizer, LR, total_steps=steps)
+
+    def step(self, x: Tensor, kind: Tensor) -> None:
+        with convolutions("cpu"):
+            h = self.backbone(x)
+        out0, out1 = self.head(h.float()).chunk(2)
+        z0, z1, kinds = out0.embedding, out1.embedding, self.head.kinds
+        if self.method == "none":
+            loss = self.criterion(z0, z1, masks=self.ones, kinds=kinds, kind=kind)
+        else:
+            loss = self.criterion(out0, out1, kind=kind)
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        self.schedule.step()
+        self.seen.observe(explained_variance(z0.detach(), z1.detach(), kind=kind, kinds=kinds))
+
+
+def train(scenes: Scenes, wanted: list[tuple[str, int]], seed: int, settings: Settings) -> list[Model]:
+    """All of them side by side: they see the same views, which are rendered once."""
+    generator = torch.Generator().manual_seed(seed)
+    views = FactorizedViews(augmentations(), pairs="mixed", batched=True, generator=generator)
+    models = [Model(method, dim, views, seed, settings.steps) for method, dim in wanted]
+    for _ in tqdm(range(settings.steps), desc=f"seed {seed}", leave=False):
+        index = torch.randint(len(scenes.labels), (settings.batch,), generator=generator)
+        view0, view1, kind = views(start(index))
+        x = torch.cat([show(scenes, view0), show(scenes, view1)])
+        for model in models:
+            model.step(x, kind)
+    return models
+
+
+@torch.no_grad()
+def judged(model: Model, renderings: Renderings) -> dict[str, Any]:
+    masks = model.head.masks()
+    return {
+        **probed(model.backbone.eval(), renderings),
+        "relations": relations(model.seen.explained).tolist(),
+        "overlap": mask_overlap(1 - masks).tolist() if model.method != "none" else None,
+        "free": float((masks == 0).any(0).double().mean()),
+        "names": list(model.head.subspaces),
+        "explained": model.seen.explained.tolist(),
+        "masks": masks.tolist(),
+    }
+
+
+def probed(backbone: nn.Module, renderings: Renderings) -> dict[str, dict[str, float]]:
+    """Ridge probes of the last features, and of earlier layers beside them."""
+    found = {}
+    sources: dict[str, Callable[[Tensor], Tensor]] = {
+        "linear": backbone,
+        "layers": partial(with_earlier_layers, backbone),
+    }
+    for name, source in sources.items():
+        train, test = (apply(source, x) for x in (renderings.train, renderings.test))
+        found[name] = {
+            task: linear(train, renderings.train_truth[task], test, renderings.test_truth[task], "ridge")
+            for task in TASKS
+        }
+    return found
+
+
+def ranks_of_related(names: list[str], table: list[list[float]]) -> list[int]:
+    """The ranks of the six planted pairs among all, best first; ties with others count against them."""
+    values = torch.tensor(table)
+    planted = torch.zeros_like(values).bool()
+    for name, twin in zip(AUGMENTATIONS, TWINS, strict=True):
+        places = sorted((names.index(name), names.index(twin)))
+        planted[places[0], places[1]] = True
+    others = values[torch.ones_like(planted).triu(1) & ~planted]
+    best = values[planted].sort(descending=True).values
+    return [1 + i + int((others >= value).sum()) for i, value in enumerate(best)]
+
+
+# ---- What the runs say -----------------------------------------------------------------------------------------------
+
+Runs = dict[str, dict[str, dict[str, Any]]]
+"""By width, method and seed."""
+
+
+def text(document: dict[str, Any]) -> str:
+    return "\n\n".join([accuracy(document["results"]), leads(document["results"]), found(document["results"])])
+
+
+def accuracy(results: dict[str, Runs]) -> str:
+    lines = [
+        "| ridge probe, % | D | closed in some mask, % | class | mean of six tasks | mean, with earlier layers |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    for dim, methods in results.items():
+        for method, runs in methods.items():
+            free = 100 * np.mean([one["free"] for one in runs.values()]) if method != "none" else 0
+            cells = [
+                cell([one["linear"]["class"] for one in runs.values()]),
+                cell(means(runs)),
+                cell(means(runs, "layers")),
+            ]
+            lines.append(f"| {METHODS[method]} | {dim} | {free:.0f} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def leads(results: dict[str, Runs]) -> str:
+    """Of allocated masks, seed by seed."""
+    lines = ["| allocated masks' lead over | D | class | mean of six tasks |", "|---|---:|---:|---:|"]
+    for dim, methods in results.items():
+        for method in ("fixed", "learned", "shared", "none"):
+            if "allocated" not in methods or method not in methods:
+                continue
+            ours, theirs = methods["allocated"], methods[method]
+            seeds = [seed for seed in ours if seed in theirs]
+            of_class, mean = (
+                [value(ours[seed]) - value(theirs[seed]) for seed in seeds]
+                for value in (lambda one: one["linear"]["class"], lambda one: float(np.mean([*one["linear"].values()])))
+            )
+            lines.append(f"| {METHODS[method]} | {dim} | {cell(of_class)} | {cell(mean)} |")
+    return "\n".join(lines)
+
+
+def found(results: dict[str, Runs]) -> str:
+    """How many runs rank the six planted pairs 1 to 6."""
+    lines = [
+        "| the six related pairs rank 1 to 6 of 66, runs | D | by explained variance | by overlap of masks |",
+        "|---|---:|---:|---:|",
+    ]
+    first = list(range(1, len(AUGMENTATIONS) + 1))
+    for dim, methods in results.items():
+        for method, runs in methods.items():
+            by = {
+                key: [ranks_of_related(one["names"], one[key]) == first for one in runs.values() if one[key]]
+                for key in ("relations", "overlap")
+            }
+            cells = [f"{sum(right)} of {len(right)}" if right else "" for right in by.values()]
+            lines.append(f"| {METHODS[method]} | {dim} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def means(runs: dict[str, dict[str, Any]], kind: str = "linear") -> list[float]:
+    return [float(np.mean([*one[kind].values()])) for one in runs.values()]
+
+
+def cell(values: list[float], digits: int = 1) -> str:
+    mean, half = interval(values)
+    mean = 0.0 if abs(mean) < 0.5 * 10**-digits else mean  # no minus zero
+    return f"{mean:.{digits}f}" + ("" if math.isnan(half) else f" ± {half:.{digits}f}")
+
+
+def main(argv: list[str] | None = None) -> None:
+    argv = sys.argv[1:] if argv is None else argv
+    parser = argparse.ArgumentParser(
+        "python -m benchmarks.evidence.relations",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--seeds", type=int, nargs="+", default=list(SEEDS))
+    add("--dims", type=int, nargs="+", default=list(DIMS), help="widths D of the embedding, >= 16")
+    add("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    add("--steps", type=int, default=600)
+    add("--batch", type=int, default=128)
+    add("--out", type=Path, default=Path("out/relations"), help="runs that are done are kept here")
+    add("--json", type=Path, metavar="FILE", help="where the results go; default: into --out")
+    add("--quick", action="store_true", help="D=24, seed 10, 100 steps")
+    args = parser.parse_args(argv)
+    if args.quick:
+        args.dims, args.seeds, args.steps = [24], [10], 100
+    if min(args.dims) < 16 or args.steps < 1 or args.batch < 2:
+        parser.error(f"--dims, --steps, --batch: got {args.dims}, {args.steps}, {args.batch}, wanted >= 16, >= 1, >= 2")
+    settings = Settings(args.steps, args.batch, "cpu", "ridge")
+    train_scenes, test_scenes = data.load(None)
+    renderings = Renderings(train_scenes, test_scenes)
+    args.out.mkdir(parents=True, exist_ok=True)
+    results: dict[str, Runs] = {}
+    for seed in args.seeds:
+        wanted = [(method, dim) for dim in args.dims for method in args.methods]
+        paths = {one: args.out / f"{one[0]}_{one[1]}_{seed}_{settings.steps}_{settings.batch}.json" for one in wanted}
+        missing = [one for one in wanted if not paths[one].exists()]
+        if missing:
+            for one, model in zip(missing, train(train_scenes, missing, seed, settings), strict=True):
+                beside = paths[one].with_suffix(".part")
+                beside.write_text(json.dumps(judged(model, renderings)) + "\n")
+                beside.rename(paths[one])
+        for (method, dim), path in paths.items():
+            results.setdefault(str(dim), {}).setdefault(method, {})[str(seed)] = json.loads(path.read_text())
+    results = {
+        dim: {method: results[dim][method] for method in METHODS if method in results[dim]}
+        for dim in sorted(results, key=int)
+    }
+    document = {
+        **machine.record("cpu"),
+        "command": shlex.join(["python", "-m", "benchmarks.evidence.relations", *argv]),
+        "settings": settings._asdict(),
+        "seeds": args.seeds,
+        "results": results,
+    }
+    print(text(document))
+    path = args.json or args.out / "results.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for methods in document["results"].values():  # what no table shows stays with the runs
+        for runs in methods.values():
+            for one in runs.values():
+                for key in ("explained", "masks"):
+                    one.pop(key, None)
+    path.write_text(json.dumps(document, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,198 @@
+"""Difficulty: the rank of a pair by a plain contrastive loss, what learns to predict it, and how it weighs pairs."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from mast_ops import (
+    MaskedSubspaceHead,
+    SubspaceCosineLoss,
+    SubspaceNTXentLoss,
+    SubspaceOutput,
+    SubspaceVICRegLoss,
+    UncertaintyInvarianceLoss,
+    functional,
+)
+
+N, K, D = 24, 3, 8
+KINDS = torch.tensor([[1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 1]], dtype=torch.bool)
+LOSSES = {
+    "vicreg": (lambda **o: SubspaceVICRegLoss(sensitivity_param=0, **o), "invariance"),
+    "nt_xent": (lambda **o: SubspaceNTXentLoss(sensitivity_param=0, **o), "nt_xent"),
+    "memory bank": (lambda **o: SubspaceNTXentLoss(0.5, (32, D), sensitivity_param=0, **o), "nt_xent"),
+    "cosine": (SubspaceCosineLoss, "negative_cosine"),
+    "invariance": (UncertaintyInvarianceLoss, "invariance"),
+    "invariance of cosines": (lambda **o: UncertaintyInvarianceLoss(distance="cosine", **o), "invariance"),
+}
+
+
+def inputs(seed: int = 0, dtype: torch.dtype = torch.float64):
+    g = torch.Generator().manual_seed(seed)
+    z0, z1 = (torch.randn(N, D, generator=g, dtype=dtype) for _ in range(2))
+    masks = (torch.rand(K, D, generator=g) > 0.3).to(dtype)
+    masks[:, 0] = 1
+    return z0, z0 + z1, masks, torch.arange(N) % len(KINDS)
+
+
+def plain(z0, z1, masks, kind, temperature=0.2):
+    """Rank of NT-Xent among pairs of the same kind."""
+    losses = torch.empty(N, dtype=torch.float64)
+    for i in range(N):
+        mask = masks[KINDS[kind[i]]].prod(0)
+        views = F.normalize(torch.cat([z0, z1]).double() * mask, dim=1)
+        both = []
+        for anchor, positive in ((i, N + i), (N + i, i)):
+            scores = views @ views[anchor] / temperature
+            scores[anchor] = -torch.inf
+            both.append(scores.logsumexp(0) - scores[positive])
+        losses[i] = sum(both) / 2
+    rank = torch.empty_like(losses)
+    for i in range(N):
+        same = losses[kind == kind[i]]
+        rank[i] = ((same < losses[i]).sum() + 0.5) / len(same)
+    return rank
+
+
+@pytest.mark.parametrize("backend", ["eager", "chunked"])
+def test_difficulty_is_the_rank_of_the_plain_loss_among_pairs_of_a_kind(backend):
+    z0, z1, masks, kind = inputs()
+    got = functional.pair_difficulty(z0, z1, masks, kinds=KINDS, kind=kind, backend=backend)
+    torch.testing.assert_close(got, plain(z0, z1, masks, kind))
+    assert not functional.pair_difficulty(z0.requires_grad_(), z1, masks, kinds=KINDS, kind=kind).requires_grad
+
+
+def test_without_kinds_every_subspace_has_ranks_of_its_own():
+    z0, z1, masks, _ = inputs()
+    got = functional.pair_difficulty(z0, z1, masks)
+    assert got.shape == (N, K)
+    for k in range(K):
+        one = functional.pair_difficulty(z0, z1, masks[k : k + 1], kind=torch.zeros(N, dtype=torch.int64))
+        torch.testing.assert_close(got[:, k], one)
+
+
+def test_a_kind_that_is_alone_in_the_batch_or_absent():
+    z0, z1, masks, _ = inputs()
+    kind = torch.full((N,), 3)
+    kind[5] = 1
+    rank = functional.pair_difficulty(z0, z1, masks, kinds=KINDS, kind=kind)
+    assert rank[5] == 0.5
+    assert sorted(rank[kind == 3].tolist()) == pytest.approx([(i + 0.5) / (N - 1) for i in range(N - 1)])
+
+
+def outputs(granularity: str, seed: int = 0):
+    z0, z1, masks, kind = inputs(seed)
+    g = torch.Generator().manual_seed(seed)
+    width = {"sample": 1, "subspace": K, "dimension": D}[granularity]
+    doubt = [torch.randn(N, width, generator=g, dtype=torch.float64).requires_grad_() for _ in range(2)]
+    z0.requires_grad_()
+    masks.requires_grad_()
+    return (
+        SubspaceOutput(z0, masks, doubt[0], KINDS, granularity),
+        SubspaceOutput(z1.requires_grad_(), masks, doubt[1], KINDS, granularity),
+        kind,
+    )
+
+
+def logit(out0, out1, kind):
+    both = torch.logaddexp(out0.log_variance, out1.log_variance)
+    if both.shape[1] == 1:
+        return both[:, 0]
+    return both.masked_fill(~KINDS[kind], -torch.inf).logsumexp(1)
+
+
+@pytest.mark.parametrize("granularity", ["sample", "subspace"])
+@pytest.mark.parametrize("loss", LOSSES)
+def test_the_term_is_a_cross_entropy_that_trains_the_prediction_alone(loss, granularity):
+    make, _ = LOSSES[loss]
+    out0, out1, kind = outputs(granularity)
+    torch.manual_seed(0)
+    total, parts = make(difficulty_param=3.0)(out0, out1, kind=kind, return_components=True)
+    rank = functional.pair_difficulty(out0.embedding, out1.embedding, out0.masks, kinds=KINDS, kind=kind)
+    wanted = F.binary_cross_entropy_with_logits(logit(out0, out1, kind), rank)
+    torch.testing.assert_close(parts["difficulty"], wanted.detach())
+    doubt = [out0.log_variance, out1.log_variance]
+    got = torch.autograd.grad(total, doubt)
+    torch.testing.assert_close(got, torch.autograd.grad(3 * wanted, doubt))
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_pairs_count_by_the_inverse_of_their_variance(loss):
+    """A pair's share of the term is what the term gains when the pair alone counts."""
+    make, name = LOSSES[loss]
+    out0, out1, kind = outputs("sample")
+
+    def term(doubt, param):
+        torch.manual_seed(0)  # of the bank
+        criterion = make(difficulty_param=param).double()
+        first = out0._replace(log_variance=doubt.requires_grad_())
+        return criterion(first, out1._replace(log_variance=None, granularity=None), kind=kind, return_components=True)
+
+    flat = term(torch.full((N, 1), 1.3, dtype=torch.float64), 1.0)[1][name]
+    losses = [term(_alone(i), 1.0)[1][name] for i in range(N)]
+    torch.testing.assert_close(torch.stack(losses).mean(), flat)
+    doubt = torch.randn(N, 1, dtype=torch.float64)
+    weight = torch.exp(-doubt[:, 0]).detach() / torch.exp(-doubt).mean()
+    torch.testing.assert_close(term(doubt, 1.0)[1][name], (weight * torch.stack(losses)).mean().detach())
+
+
+def _alone(i: int) -> torch.Tensor:
+    doubt = torch.full((N, 1), 60.0, dtype=torch.float64)
+    doubt[i] = 0
+    return doubt
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_without_a_prediction_there_is_nothing_to_train_and_pairs_count_alike(loss):
+    make, _ = LOSSES[loss]
+    out0, out1, kind = (x._replace(log_variance=None, granularity=None) if isinstance(x, tuple) else x
+                        for x in outputs("sample"))  # fmt: skip
+    values = []
+    for param in (0.0, 1.0):
+        torch.manual_seed(0)
+        value, parts = make(difficulty_param=param).double()(out0, out1, kind=kind, return_components=True)
+        assert "difficulty" not in parts
+        values.append(value)
+    assert torch.equal(*values)
+
+
+def test_it_compiles():
+    out0, out1, kind = outputs("subspace")
+    criterion = SubspaceNTXentLoss(sensitivity_param=0, difficulty_param=1.0, backend="eager")
+    compiled = torch.compile(criterion, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(out0, out1, kind=kind), criterion(out0, out1, kind=kind))
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_it_goes_without_kinds(loss):
+    out0, out1, _ = outputs("subspace")
+    LOSSES[loss][0](difficulty_param=1.0)(out0, out1).backward()
+    assert out0.log_variance.grad.abs().min() > 0
+
+
+def test_a_head_learns_which_views_are_hard():
+    torch.manual_seed(0)
+    head = MaskedSubspaceHead(nn.Linear(D, D), K, uncertainty="sample", kinds=KINDS)
+    criterion, optimizer = SubspaceNTXentLoss(difficulty_param=1.0), torch.optim.Adam(head.parameters(), lr=0.05)
+    for _ in range(30):
+        x = torch.randn(128, D)
+        hard = torch.arange(128) % 2 == 0
+        x[:, 0] = 3 * hard.float()  # a mark, and what it marks
+        y = torch.where(hard[:, None], torch.randn(128, D), x)
+        loss = criterion(head(x), head(y)._replace(log_variance=None, granularity=None), kind=torch.full((128,), 3))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    doubt = head(x).log_variance[:, 0]
+    assert doubt[hard].min() > doubt[~hard].max()
+
+
+def test_what_makes_no_sense_is_refused():
+    out0, out1, kind = outputs("dimension")
+    with pytest.raises(ValueError, match="granularity: got 'dimension' with difficulty_param"):
+        SubspaceVICRegLoss(difficulty_param=1.0)(out0, out1, kind=kind)
+    with pytest.raises(ValueError, match=r"difficulty_param: got -1"):
+        SubspaceNTXentLoss(difficulty_param=-1.0)
+    z0, z1, masks, _ = inputs()
+    with pytest.raises(ValueError, match=r"temperature: got 0"):
+        functional.pair_difficulty(z0, z1, masks, temperature=0.0)
