@@ -236,7 +236,9 @@ def gradient(
             weight = tl.where(keep, weight, 0.0)
 
         if not WHOLE:
-            values = tl.load(b_rows + outer[None, :])
+            values = tl.load(
+                b_rows + outer[None, :], mask=(outer < depth)[None, :], other=0
+            )  # past it nothing is packed
         result = tl.dot(weight.to(values.dtype), values, result, input_precision=PRECISION)
     grad += tl.program_id(2).to(tl.int64) * part + rows.to(tl.int64)[:, None] * width
     tl.store(grad + outer[None, :], result)

@@ -1,0 +1,89 @@
+"""Every Triton kernel under a strict interpreter, which sees planted faults. Races inside a program it cannot see."""
+
+import os
+
+import pytest
+import torch
+
+if torch.cuda.is_available():
+    pytest.skip("kernels run on the GPU here: compute-sanitizer is for that", allow_module_level=True)
+os.environ["TRITON_INTERPRET"] = "1"
+triton = pytest.importorskip("triton")
+
+import triton.language as tl  # noqa: E402
+from cases import NAMES, make_case  # noqa: E402
+from sanitizer import LaunchError, strict  # noqa: E402
+from torch import Tensor  # noqa: E402
+
+from mast_ops.functional import subspace_sigmoid  # noqa: E402
+from mast_ops.kernels.triton import _launch  # noqa: E402
+
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy's, of infinities under the interpreter
+
+
+# A mean runs the kernels of the losses that it is of, and positives are intervals of any length.
+SAME = ("off_diagonal", "contrast_mean", "many positives")
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if not any(same in name for same in SAME)])
+def test_no_program_does_what_it_may_not(name: str) -> None:
+    """Several tiles in every direction, with remainders; masks with zeros; forward and backward."""
+    case = make_case(name, 18, 20, 2, dtype=torch.float16, density=0.6)
+    with strict() as launched:
+        sum(x.sum() for x in case.fused(*case.leaves(), backend="triton")).backward()
+    assert launched
+
+
+def test_sigmoids_neither() -> None:
+    z0, z1, masks = (torch.randn(shape).requires_grad_() for shape in ((18, 20), (18, 20), (2, 20)))
+    with strict() as launched:
+        subspace_sigmoid(z0, z1, masks, scale=5.0, bias=-3.0, backend="triton").backward()
+    assert {"_sums", "gradient", "unpack"} <= set(launched)
+
+
+@triton.jit
+def _copy(source, target, N, SHIFT: tl.constexpr, LIVE: tl.constexpr, BLOCK: tl.constexpr):
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    x = tl.load(source + at, mask=at < LIVE, other=0)
+    tl.store(target + at + SHIFT * (tl.program_id(0) > 0), x, mask=at < N)
+
+
+@triton.jit
+def _pass_on(x, BLOCK: tl.constexpr):
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    tl.store(x + at, tl.load(x + at + BLOCK * (1 - 2 * tl.program_id(0))))
+
+
+def copy(source: Tensor, shift: int = 0, live: int = 8) -> None:
+    _copy[(2,)](source, torch.zeros(8), 8, shift, live, 4)
+
+
+def test_a_right_kernel_passes() -> None:
+    with strict() as launched:
+        copy(torch.ones(8))
+    assert launched == ["_copy"]
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        (lambda: copy(torch.ones(16)[:7]), "load out of bounds, next to source"),
+        (lambda: copy(torch.ones(8), shift=1), "store out of bounds, next to target"),
+        (lambda: copy(torch.ones(8), shift=-1), "two programs write target"),
+        (lambda: copy(torch.empty(8)), "reads what nobody wrote, source"),
+        (lambda: _pass_on[(2,)](torch.ones(8), 4), "a program reads what another one writes, x"),
+    ],
+    ids=["read past the end", "written past the end", "written twice", "never written", "read while written"],
+)
+def test_planted_faults_are_seen(fault, said: str) -> None:
+    with strict(), pytest.raises(LaunchError, match=said):
+        fault()
+
+
+def test_a_wrong_bound_in_a_real_kernel_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Packed rows that are not padded to whole tiles."""
+    monkeypatch.setattr(_launch, "TILE", 1)
+    monkeypatch.setattr("mast_ops.kernels.triton.contrast.TILE", 1)
+    case = make_case("contrast", 18, 20, 2, dtype=torch.float32)
+    with strict(), pytest.raises(LaunchError, match="out of bounds"):
+        case.fused(*case.leaves(), backend="triton")
