@@ -30,10 +30,10 @@ PAGES = {  # and the parts of each
     "README.md": ("result",),
     "benchmarks/README.md": DEVICES,
     "benchmarks/distributed/README.md": ("distributed",),
-    "benchmarks/evidence/README.md": ("evidence", "differences", "claims", "longer", "emoji", "ablations"),
+    "benchmarks/evidence/README.md": ("evidence", "differences", "claims", "looc", "longer", "emoji", "ablations"),
     "examples/README.md": METHODS,
 }
-SHORT = ("longer", "emoji")  # files of the evidence that have a table of means alone
+SHORT = ("looc", "longer", "emoji")  # files of the evidence that have a table of means alone
 UNMEASURED = "Not measured."
 
 
