@@ -145,7 +145,8 @@ def _gains(methods: Runs) -> list[str]:
         "**One set of features serves more of the six tasks.** On VICReg the mean of MAST is "
         f"{lead['composed']} points above that of pairs that differ in all augmentations. "
         f"It is {lead['looc']} points above one space for each "
-        f"set of all but one (a weak LooC, see below), {lead['factorised']} above pairs that differ in one augmentation without masks, and "
+        f"set of all but one (a weak LooC, see below), "
+        f"{lead['factorised']} above pairs that differ in one augmentation without masks, and "
         f"{lead['fixed']} above fixed masks without sensitivity. On SimCLR these four leads are "
         f"{other['composed']}, {other['looc']}, {other['factorised']} and {other['fixed']}.",
         "**The gain has two sources.** A mask leaves dimensions free, and the sensitivity term asks these dimensions "
