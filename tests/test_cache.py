@@ -1,0 +1,32 @@
+"""A Triton cache made without a GPU: there, and not made twice. One small kernel stands for all."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROGRAM = """
+import torch
+from benchmarks import cache
+cache.pretend()
+from mast_ops.kernels.contract import Contrast
+from mast_ops.kernels.triton.contrast import Plan
+z, ids = torch.ones(16, 16), torch.arange(16)
+Plan(Contrast(z, None, torch.ones(1, 16), torch.tensor(1.0), ids, None)).pack(0)
+"""
+
+
+def test_a_second_process_compiles_nothing(tmp_path: Path) -> None:
+    pytest.importorskip("triton")
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment["TRITON_CACHE_DIR"] = str(tmp_path)
+
+    def files() -> dict[Path, int]:
+        subprocess.run([sys.executable, "-c", PROGRAM], cwd=Path(__file__).parents[1], env=environment, check=True)
+        return {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.cubin")}
+
+    first = files()
+    assert {path.stem for path in first} == {"pack"}
+    assert files() == first
