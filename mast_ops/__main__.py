@@ -1,4 +1,4 @@
-"""The command line: ``python -m mast_ops inspect CHECKPOINT`` says what the masks of a trained model say."""
+"""The command line: ``mast-ops inspect CHECKPOINT`` says what the masks of a trained model say."""
 
 import argparse
 import json

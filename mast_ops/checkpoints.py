@@ -1,11 +1,13 @@
 """Heads in a checkpoint file, whoever wrote it: only tensors are read, and nothing in the file is run."""
 
+import argparse
 import os
 import pickle
 import re
+import types
 import warnings
 from collections.abc import Iterator, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +20,18 @@ from mast_ops.masks import masks_from_description
 from mast_ops.pairs import Granularity
 
 _STATE, _WEIGHT, _BIAS = "_extra_state", "masks.weight", "uncertainty.bias"
+# What scripts keep beside a state_dict, which does nothing when it is made; paths as those that touch no file.
+_HARMLESS = [
+    (argparse.Namespace, "argparse.Namespace"),
+    (types.SimpleNamespace, "types.SimpleNamespace"),
+    *((PurePosixPath, f"{module}.PosixPath") for module in ("pathlib", "pathlib._local")),
+    *((PureWindowsPath, f"{module}.WindowsPath") for module in ("pathlib", "pathlib._local")),
+    *((PurePosixPath, f"{module}.PurePosixPath") for module in ("pathlib", "pathlib._local")),
+    *((PureWindowsPath, f"{module}.PureWindowsPath") for module in ("pathlib", "pathlib._local")),
+    # Lightning's hyperparameters
+    *((dict, f"{module}.utilities.data.AttributeDict") for module in ("lightning_fabric", "lightning.fabric")),
+    (dict, "pytorch_lightning.utilities.parsing.AttributeDict"),
+]
 _DEEPEST = 8  # dictionaries inside one another
 
 
@@ -42,7 +56,8 @@ def load_heads(path: str | Path) -> dict[str, StoredHead]:
     """Every head in a file that ``torch.save`` wrote, by its place in the file's dictionaries and modules.
 
     The file may hold a ``state_dict``, or dictionaries that hold one at some depth: those of Lightning, or
-    ``{"model": ..., "optimizer": ...}``. It is read with ``weights_only=True``, on the CPU.
+    ``{"model": ..., "optimizer": ...}``. It is read with ``weights_only=True``, on the CPU. Beside tensors and plain
+    containers it may hold paths, the namespaces of argparse and types, and Lightning's hyperparameters.
 
     Args:
         path: The file.
@@ -91,7 +106,11 @@ def _read(path: Path) -> object:
     if not path.is_file():
         raise ValueError(f"{wanted}: there is no such file")
     try:
-        with warnings.catch_warnings(action="ignore"):  # of how the file was pickled, or that it is of TorchScript
+        harmless = torch.serialization.safe_globals([*_HARMLESS])
+        with (
+            harmless,
+            warnings.catch_warnings(action="ignore"),
+        ):  # of how the file was pickled, or that it is of TorchScript
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:  # torch's own words advise to run what is in it
         refused = re.search(

@@ -1,4 +1,4 @@
-"""Pictures of masks and of predicted uncertainty: thin functions over `mast_ops.analysis`.
+"""Pictures of pairs, of masks and of predicted uncertainty: thin functions over `mast_ops.analysis`.
 
 Needs matplotlib: `pip install "mast-ops[plot]"`. No other module imports this one.
 
@@ -11,8 +11,10 @@ finite among them: a blank cell or a missing point would say nothing.
 
 from collections.abc import Mapping, Sequence
 from math import isnan
-from typing import Literal
+from typing import Any, Literal
 
+import numpy
+import torch
 from torch import Tensor
 
 from mast_ops._checks import check_count, check_fraction, check_is, check_masks, check_names, shown
@@ -26,6 +28,7 @@ from mast_ops.analysis import (
     spearman,
     uncertainty_by_strength,
 )
+from mast_ops.views import FactorizedViews
 
 try:
     from matplotlib.axes import Axes
@@ -37,6 +40,7 @@ except ImportError as error:
 # Okabe and Ito's palette without black and yellow: colour-blind readers tell it apart, and it shows on white.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 _MARKERS = ("o", "s", "^", "D", "v")  # 5 and 6 have no common factor: 30 different lines
+_MOST_DRAWS = 1000
 _SHADES = "Blues"  # one hue, light to dark: readable in grey
 
 
@@ -69,6 +73,74 @@ def plot_masks(masks: Tensor, names: Sequence[str], *, ax: Axes | None = None) -
     bar = ax.figure.colorbar(image, ax=ax, label="mask value", pad=0.02)
     bar.outline.set_visible(False)
     return ax
+
+
+def plot_pairs(views: FactorizedViews, images: Any) -> Figure:
+    """A pair of every kind: its two views and how far apart they are, a row each. Look at it before you train.
+
+    In a row, all that differs between the views must be of the augmentations that the row names. Values outside 0 to
+    1, as normalising makes them, are brought there, for both views of a pair alike; the difference's largest is white.
+
+    Args:
+        views: they draw as always, until each kind of a weight above 0 was there.
+        images: a batch, or for views of single images one image or a list of them.
+
+    Returns:
+        A figure that pyplot does not know: save it with ``figure.savefig``, or let a notebook show it.
+
+    Raises:
+        TypeError, ValueError: views are none of :class:`mast_ops.FactorizedViews`, or do not take these images; or a
+            kind did not come in a thousand pairs.
+    """
+    check_is("views", views, FactorizedViews, "FactorizedViews")
+    items = images if isinstance(images, list | tuple) else [images]
+    if not items:
+        raise ValueError("images: got none, wanted one at least")
+    wanted = {s for s, weight in enumerate(views.weights.tolist()) if weight > 0}
+    pairs: dict[int, tuple[Any, Any]] = {}
+    for i in range(_MOST_DRAWS):
+        view0, view1, kind = views(items[i % len(items)])
+        if isinstance(kind, int):
+            pairs.setdefault(kind, (view0, view1))
+        else:
+            for s, one, other in zip(kind.tolist(), view0, view1, strict=True):
+                pairs.setdefault(s, (one, other))
+        if len(pairs) == len(wanted):
+            break
+    else:
+        missing = views.kind_names[min(wanted - set(pairs))]
+        raise ValueError(f"views: got no pair of {missing!r} in {_MOST_DRAWS} calls, wanted one of every kind")
+    figure = Figure(figsize=(5.4, 0.5 + 1.7 * len(pairs)), layout="constrained")
+    axes = figure.subplots(len(pairs), 3, squeeze=False)
+    for row, kind in zip(axes, sorted(pairs), strict=True):
+        first, second = (_picture(view) for view in pairs[kind])
+        low, high = min(0.0, float(first.min()), float(second.min())), max(1.0, float(first.max()), float(second.max()))
+        shown_views = [(view - low) / (high - low) for view in (first, second)]
+        apart = (shown_views[0] - shown_views[1]).abs() if first.shape == second.shape else None
+        pictures = [*shown_views, None if apart is None else apart / (float(apart.max()) or 1.0)]
+        for ax, picture in zip(row, pictures, strict=True):
+            ax.set_xticks([])
+            ax.set_yticks([])
+            ax.spines[:].set_visible(False)
+            if picture is not None:
+                ax.imshow(picture.squeeze(2).numpy(), cmap="gray", vmin=0, vmax=1)
+        row[0].set_ylabel(views.kind_names[kind], parse_math=False)
+    for ax, title in zip(axes[0], ("view 0", "view 1", "difference"), strict=True):
+        ax.set_title(title, fontsize="medium")
+    return figure
+
+
+def _picture(view: Any) -> Tensor:
+    """(H, W, 1) or (H, W, 3), float32, 8-bit values from 0 to 1; of other channels their mean."""
+    if isinstance(view, Tensor):
+        values = view.detach().cpu()
+        values = values[None] if values.dim() < 3 else values
+        values = values.movedim(0, 2)
+    else:
+        values = torch.from_numpy(numpy.array(view))  # a copy: PIL's is read-only
+        values = values[..., None] if values.dim() < 3 else values
+    values = values.float() / (255 if values.dtype == torch.uint8 else 1)
+    return values if values.shape[2] in (1, 3) else values.mean(2, keepdim=True)
 
 
 def plot_overlap(masks: Tensor, names: Sequence[str], *, ax: Axes | None = None) -> Axes:

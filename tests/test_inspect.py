@@ -1,12 +1,14 @@
 """``python -m mast_ops inspect``: right about heads, and harmless with any other file."""
 
+import argparse
 import io
 import json
 import os
 import pickle
 import subprocess
 import sys
-from pathlib import Path
+import types
+from pathlib import Path, PureWindowsPath
 
 import pytest
 import torch
@@ -428,3 +430,19 @@ def test_it_runs_as_a_module(tmp_path):
     done = subprocess.run([sys.executable, "-m", "mast_ops", "inspect", str(path)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "crop" in done.stdout
+
+
+def test_what_scripts_keep_beside_a_state_dict_is_read(tmp_path, monkeypatch):
+    """Lightning's hyperparameters by a module of its name that is gone when the file is read."""
+    place = "lightning_fabric.utilities.data"
+    AttributeDict = type("AttributeDict", (dict,), {"__module__": place})  # noqa: N806
+    for name in ("lightning_fabric", "lightning_fabric.utilities", place):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    sys.modules[place].AttributeDict = AttributeDict
+    head = MaskedSubspaceHead(torch.nn.Linear(4, 40), ["crop", "color"])
+    beside = {
+        "args": argparse.Namespace(out=Path("runs") / "one", lr=0.1),
+        "hyper_parameters": AttributeDict(config=types.SimpleNamespace(path=PureWindowsPath("c:/a"), seed=1)),
+    }
+    torch.save({"state_dict": head.state_dict(), **beside}, tmp_path / "run.ckpt")
+    assert load_heads(tmp_path / "run.ckpt")["state_dict"].subspaces == ("crop", "color")

@@ -6,13 +6,15 @@ import sys
 from itertools import pairwise
 
 import matplotlib as mpl
+import numpy as np
 import pytest
 import torch
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
+from mast_ops import FactorizedViews
 from mast_ops.analysis import mask_overlap, mask_sharing, uncertainty_by_strength
-from mast_ops.plots import plot_masks, plot_overlap, plot_sharing, plot_uncertainty
+from mast_ops.plots import plot_masks, plot_overlap, plot_pairs, plot_sharing, plot_uncertainty
 
 mpl.use("Agg")
 NAMES = ["crop", "colour", "blur"]
@@ -239,3 +241,33 @@ def test_without_matplotlib_the_message_says_what_to_install(monkeypatch):
 def test_the_rest_of_the_package_does_not_load_matplotlib():
     code = "import sys, mast_ops, mast_ops.analysis; sys.exit('matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("batched", [True, False])
+def test_pairs_of_every_kind_differ_in_their_picture(batched):
+    def shade(x):
+        return x + torch.rand(len(x), 1, 1, 1) if batched else x + torch.rand(())
+
+    def left(x):
+        y = x.clone()
+        y[..., :4] *= torch.rand(len(x), 1, 1, 1) if batched else torch.rand(())
+        return y
+
+    views = FactorizedViews({"shade": shade, "left": left}, batched=batched, finalize=lambda x: 4 * x - 3)
+    x = torch.rand(3, 8, 8)
+    figure = plot_pairs(views, x.repeat(2, 1, 1, 1) if batched else [x, x.flip(0)])
+    assert [ax.get_ylabel() for ax in figure.axes[::3]] == ["shade", "left", "all"]
+    assert [ax.get_title() for ax in figure.axes[:3]] == ["view 0", "view 1", "difference"]
+    apart = figure.axes[5].get_images()[0].get_array()
+    assert apart[:, 4:].max() < 1e-6 < apart[:, :4].max() == 1
+    assert all(ax.get_images()[0].get_array().min() >= 0 for ax in figure.axes)
+
+
+def test_pairs_of_numpy_images_and_what_is_none():
+    views = FactorizedViews({"shade": lambda x: x // np.random.randint(1, 4)}, pairs="single")
+    figure = plot_pairs(views, np.full((4, 4, 3), 200, dtype=np.uint8))
+    assert len(figure.axes) == 3
+    with pytest.raises(TypeError, match="views: got 3, wanted FactorizedViews"):
+        plot_pairs(3, torch.rand(3, 4, 4))
+    with pytest.raises(ValueError, match="images: got none"):
+        plot_pairs(views, [])
