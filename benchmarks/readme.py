@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import summary, tables
+from benchmarks import summary, tables, versions
 from benchmarks.distributed import __main__ as distributed
 from benchmarks.evidence import claims, report
 
@@ -32,6 +32,7 @@ PAGES = {  # and the parts of each
     "benchmarks/distributed/README.md": ("distributed",),
     "benchmarks/evidence/README.md": ("evidence", "differences", "claims", "looc", "longer", "emoji", "ablations"),
     "examples/README.md": METHODS,
+    "mast_ops/README.md": ("versions",),
 }
 SHORT = ("looc", "longer", "emoji")  # files of the evidence that have a table of means alone
 UNMEASURED = "Not measured."
@@ -64,6 +65,9 @@ def part(name: str, folder: Path, results: Path) -> str:
         return diff(name)
     if name in DEVICES:
         return short(results / name, folder)
+    if name == "versions":
+        file = results / "versions.json"
+        return versions.markdown(json.loads(file.read_text())) if file.exists() else UNMEASURED
     if name == "distributed":
         return ranks(results / RANKS, brief=True)
     file = results / EVIDENCE / "results.json"

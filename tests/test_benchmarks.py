@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from benchmarks import cli, errors, limits, memory, readme, runner, tables, timing
+from benchmarks import cli, errors, limits, memory, readme, runner, tables, timing, versions
 from benchmarks.case import Case, Contender, Inputs, Settings, Shape
 from benchmarks.contenders import SUITES
 from benchmarks.stats import summary
@@ -362,3 +362,20 @@ def test_after_a_capture_that_failed_nothing_is_captured(monkeypatch: pytest.Mon
     how = timing.on_cuda(lambda x, capturing=False: x.sum(), sets)[1]
     assert how == "launched: no graph after a failed capture, ZeroDivisionError"
     assert gpu.captured == [breaks]
+
+
+def test_versions_count_what_passed_and_name_what_failed():
+    report = """<testsuites><testsuite><testcase classname="a" name="x"/>
+        <testcase classname="a" name="y"><failure/></testcase><testcase classname="a" name="z"><skipped/></testcase>
+        </testsuite></testsuites>"""
+    part = versions.read(report)
+    assert part == {"passed": 1, "skipped": 1, "failed": ["a::y"]}
+    entry = {"torch": "2.11", "triton": "3.6", "python": "3.12", "date": "2026-01-01T00", "parts": {"losses": part}}
+    table = versions.markdown({"environments": {"oldest": entry, "other": {"left_out": "no Python", "date": ""}}})
+    assert "| 2.11 | 3.6 | 3.12 | not run | 1, 1 failed |" in table
+
+
+def test_the_oldest_torch_that_is_tried_is_the_oldest_that_installs():
+    oldest = versions.ENVIRONMENTS["oldest"].torch.removesuffix(".0")
+    assert f'"torch>={oldest}"' in (ROOT / "pyproject.toml").read_text()
+    assert f"torch {oldest}, or newer" in (ROOT / "README.md").read_text()

@@ -140,7 +140,7 @@ def assert_trains(scope: Scope, *modules: nn.Module) -> None:
         assert all(p.grad is not None for p in module.parameters() if p.requires_grad)
 
 
-PAGES = [ROOT / name for name in (*readme.PAGES, "mast_ops/README.md", "benchmarks/results/README.md")]
+PAGES = [ROOT / name for name in (*readme.PAGES, "benchmarks/results/README.md")]
 
 
 def test_readme_is_a_front_door():
