@@ -1,5 +1,7 @@
 """Losses: the plain ones at K = 1 with a mask of ones, the stated formulas otherwise."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,6 +14,7 @@ from mast_ops import (
     SubspaceCosineLoss,
     SubspaceNTXentLoss,
     SubspaceOutput,
+    SubspaceSigmoidLoss,
     SubspaceVICRegLoss,
     UncertaintyInvarianceLoss,
 )
@@ -239,6 +242,56 @@ def test_half_precision_is_computed_in_float32(loss, dtype):
         value = loss()(z0, z1, masks=m)
     assert value.dtype == torch.float32
     torch.testing.assert_close(value, wanted)
+
+
+DIALS = [
+    (SubspaceNTXentLoss, "temperature"),
+    (SubspaceCosineLoss, "eps"),
+    *((SubspaceVICRegLoss, name) for name in ("lambda_param", "mu_param", "nu_param", "eps")),
+    (SubspaceBarlowTwinsLoss, "lambda_param"),
+    *((loss, "sensitivity_param") for loss in (*LOSSES, SubspaceSigmoidLoss)),
+]
+
+
+@pytest.mark.parametrize(("loss", "name"), DIALS)
+def test_what_a_schedule_sets_does_not_compile_anew(loss, name):
+    criterion = loss()
+    z0, z1, m = torch.randn(N, D), torch.randn(N, D), torch.rand(K, D)
+    torch._dynamo.reset()
+    compiled = torch.compile(criterion, fullgraph=True, backend="eager")
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for step in range(12):
+            value = 0.05 * (1 + step)
+            setattr(criterion, name, value)
+            assert getattr(criterion, name) == value
+            got, parts = compiled(z0, z1, masks=m, kind=INDEX, return_components=True)
+            assert got.dtype == torch.float32
+            fresh = loss()
+            setattr(fresh, name, value)
+            torch.testing.assert_close(got, fresh(z0, z1, masks=m, kind=INDEX))
+            assert ("sensitivity" in parts) == (criterion.sensitivity_param > 0)
+    with pytest.raises(ValueError, match=f"^{name}: got -1.0, wanted"):
+        setattr(criterion, name, -1.0)
+
+
+def test_a_temperature_changes_its_kind():
+    z, m = torch.randn(N, D), torch.rand(K, D)
+    criterion = SubspaceNTXentLoss(0.2)
+    wanted = criterion(z, z, masks=m)
+    criterion.temperature = torch.tensor(0.2)
+    assert criterion.temperature.equal(torch.tensor(0.2))
+    torch.testing.assert_close(criterion(z, z, masks=m), wanted)
+    criterion.temperature = learned = nn.Parameter(torch.tensor(0.2))
+    assert criterion.temperature is learned
+    assert criterion.state_dict().keys() == {"temperature"}
+    torch.testing.assert_close(criterion(z, z, masks=m), wanted)
+    assert copy.deepcopy(criterion).temperature.equal(learned)
+    del criterion.temperature
+    criterion.temperature = 0.4
+    assert (criterion.temperature, list(criterion.parameters())) == (0.4, [])
+    for wrong in (nn.Parameter(torch.tensor(-1.0)), torch.tensor(-1.0), -1.0):
+        with pytest.raises(ValueError, match=r"^temperature: got -1\.0"):
+            criterion.temperature = wrong
 
 
 def test_every_loss_compiles_whole():

@@ -303,9 +303,13 @@ def problem_of(pairs: Pairs, inverse_temperature: Tensor, sample: Tensor) -> Con
 
 def as_scalar(x: float | Tensor, z: Tensor) -> Tensor:
     """Of no axes, in the dtype that sums over ``z`` run in, on its device."""
-    if isinstance(x, Tensor):
-        return x.reshape(()).to(z.device, wide(z.dtype))
-    return torch.full((), x, dtype=wide(z.dtype), device=z.device)
+    dtype = wide(z.dtype)
+    if not isinstance(x, Tensor):
+        return torch.full((), x, dtype=dtype, device=z.device)
+    if x.device.type != "cpu" or z.device.type == "cpu":
+        return x.reshape(()).to(z.device, dtype)
+    # As an operand: for a copy of it to another device the CPU would wait.
+    return (torch.ones(1, dtype=dtype, device=z.device) * x.reshape(())).reshape(())
 
 
 def _contrast(problem: Contrast, run: Run, reduction: Reduction) -> Tensor:
@@ -321,7 +325,8 @@ def _contrast(problem: Contrast, run: Run, reduction: Reduction) -> Tensor:
 
 def _inverse(temperature: float | Tensor, z: Tensor) -> Tensor:
     if isinstance(temperature, Tensor):
-        return as_scalar(temperature, z).reciprocal()
+        exact = temperature.dtype == torch.float64
+        return as_scalar(temperature.reciprocal(), z) if exact else as_scalar(temperature, z).reciprocal()
     return as_scalar(1 / temperature, z)
 
 

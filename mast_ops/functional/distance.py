@@ -2,6 +2,7 @@
 
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from mast_ops import ops
@@ -140,16 +141,19 @@ def mean_gap(gap: Gap, table: Table, run: Run) -> Tensor:
     return total / len(table.squared) if table.row is None else total
 
 
-def cosine_of_pairs(pairs: Pairs, run: Run, eps: float = COSINE_EPS) -> Tensor:
+def cosine_of_pairs(pairs: Pairs, run: Run, eps: float | Tensor = COSINE_EPS) -> Tensor:
     """Masked cosine of every pair: (N, K), or (N,) with kinds of pairs."""
     with no_autocast(pairs.z0):
         dot, norm0, norm1 = ops.products(pairs.z0, pairs.z1, pairs.table(), run.backend)
         return dot * _inverse_norm(norm0, eps) * _inverse_norm(norm1, eps)
 
 
-def _inverse_norm(squared_norm: Tensor, eps: float) -> Tensor:
+def _inverse_norm(squared_norm: Tensor, eps: float | Tensor) -> Tensor:
     """``1 / max(norm, eps)``, with the zero gradient below eps that a bare square root does not have.
 
     No rsqrt: its gradient is made of the result's cube, which a float32 does not hold for norms above 1e12.
     """
-    return squared_norm.clamp_min(eps * eps).sqrt().reciprocal()
+    least = eps * eps
+    if isinstance(least, Tensor):
+        least = least.to(squared_norm.dtype)
+    return torch.where(squared_norm < least, least, squared_norm).sqrt().reciprocal()

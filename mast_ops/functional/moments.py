@@ -118,7 +118,7 @@ def subspace_moments(
     return moments(z, masks, _run_of("subspace_moments", z, masks, gather_distributed, backend), eps)
 
 
-def moments(z: Tensor, masks: Tensor, run: Run, eps: float) -> tuple[Tensor, Tensor]:
+def moments(z: Tensor, masks: Tensor, run: Run, eps: float | Tensor) -> tuple[Tensor, Tensor]:
     """The same, of checked arguments."""
     with no_autocast(z):
         z, masks = widen(z, masks)
@@ -237,7 +237,8 @@ def _statistics(z: Tensor, run: Run, correction: int = 1) -> _Statistics:
     return _Statistics(centred, variance, num_samples)
 
 
-def _hinge(variance: Tensor, masks: Tensor, eps: float) -> Tensor:
+def _hinge(variance: Tensor, masks: Tensor, eps: float | Tensor) -> Tensor:
+    eps = eps.to(variance.dtype) if isinstance(eps, Tensor) else eps
     hinge = torch.relu(1 - (masks.square() * variance + eps).sqrt())
     # 0 * inf is NaN: without it an infinite mask would look like a large deviation, and cost nothing.
     return (hinge + 0 * masks).mean(dim=1)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from mast_ops import ops
 from mast_ops._checks import check_alike, check_flag, check_non_negative
+from mast_ops._dials import Dial
 from mast_ops.functional import combine_log_variance
 from mast_ops.functional.difficulty import prediction_of_difficulty
 from mast_ops.functional.sensitivity import check_all_differ, explained, outside
@@ -20,7 +21,7 @@ from mast_ops.pairs import Pairs, Uncertainty
 from mast_ops.run import Run
 
 View = Tensor | SubspaceOutput
-Terms = dict[str, tuple[float, Tensor]]
+Terms = dict[str, tuple[float | Tensor, Tensor]]
 """Weight and value of every named term."""
 
 
@@ -68,8 +69,17 @@ class SubspaceLoss(nn.Module, ABC):
     each call with ``kind``, where the head is in training mode and gradients are on; that takes two samples as well.
 
     A predicted variance that no term has a use for gets a gradient of zero: DDP waits for one of every parameter.
+
+    Weights of terms, temperatures and ``eps`` are attributes that may be set anew while training: compiled code is not
+    compiled again for it.
     """
 
+    sensitivity_param = Dial(check_non_negative)
+    _sensitivity_param: Tensor
+    _sensitivity_param_is_zero: bool
+    difficulty_param = Dial(check_non_negative)
+    _difficulty_param: Tensor
+    _difficulty_param_is_zero: bool
     _choices: ClassVar[tuple[str, ...]]
 
     def __init__(
@@ -82,8 +92,6 @@ class SubspaceLoss(nn.Module, ABC):
     ) -> None:
         super().__init__()
         check_backend(backend)
-        check_non_negative("sensitivity_param", sensitivity_param)
-        check_non_negative("difficulty_param", difficulty_param)
         ops.ranks(gather_distributed)
         self.sensitivity_param, self.difficulty_param = sensitivity_param, difficulty_param
         self.gather_distributed = gather_distributed
@@ -109,7 +117,7 @@ class SubspaceLoss(nn.Module, ABC):
 
         None without ``difficulty_param``, or without a predicted variance.
         """
-        return pair_weights(pairs, run) if self.difficulty_param > 0 else None
+        return None if self._difficulty_param_is_zero else pair_weights(pairs, run)
 
     @overload
     def forward(
@@ -156,23 +164,24 @@ class SubspaceLoss(nn.Module, ABC):
         run = Run(self.backend, self.gather_distributed).of(
             type(self).__name__, pairs.z0, pairs.masks, pairs.kinds, **self._options(pairs)
         )
-        predicts = self.difficulty_param > 0 and pairs.uncertainty is not None
+        predicts = not self._difficulty_param_is_zero and pairs.uncertainty is not None
         if predicts and pairs.uncertainty is not None and pairs.uncertainty.granularity == "dimension":
             raise ValueError(
                 "granularity: got 'dimension' with difficulty_param, wanted 'sample' or 'subspace': it is of pairs"
             )
         terms = self.terms(pairs, run)
         if predicts:
-            terms["difficulty"] = (self.difficulty_param, prediction_of_difficulty(pairs, run))
-        if pairs.kind is not None and (self.sensitivity_param > 0 or observer is not None):
-            if self.sensitivity_param > 0:
+            terms["difficulty"] = (self._difficulty_param, prediction_of_difficulty(pairs, run))
+        asked = not self._sensitivity_param_is_zero
+        if pairs.kind is not None and (asked or observer is not None):
+            if asked:
                 check_all_differ(pairs)
             found = explained(pairs, run, weight=self.pair_weight(pairs, run))
-            if self.sensitivity_param > 0:
-                terms["sensitivity"] = (self.sensitivity_param, outside(found, pairs.masks).sum())
+            if asked:
+                terms["sensitivity"] = (self._sensitivity_param, outside(found, pairs.masks).sum())
             if observer is not None:
                 observer.observe(found.share.detach(), found.pairs, gathered=run.distributed)
-        loss = torch.stack([weight * value for weight, value in terms.values()]).sum()
+        loss = torch.stack([_weighted(*term) for term in terms.values()]).sum()
         if pairs.uncertainty is not None:  # whatever the terms have a use for, DDP waits for a gradient
             loss = loss + (0 * pairs.uncertainty.log_variance).sum()
         if not return_components:
@@ -184,8 +193,8 @@ class SubspaceLoss(nn.Module, ABC):
         return {name: getattr(self, name) for name in self._choices if hasattr(self, name)} | {
             "kind": pairs.kind is not None,
             "granularity": None if pairs.uncertainty is None else pairs.uncertainty.granularity,
-            "sensitivity": self.sensitivity_param > 0,
-            "difficulty": self.difficulty_param > 0,
+            "sensitivity": not self._sensitivity_param_is_zero,
+            "difficulty": not self._difficulty_param_is_zero,
         }
 
 
@@ -193,6 +202,10 @@ def observer_of(out0: View, out1: View) -> MaskParameterization | None:
     """The masks that want to know of training pairs: those of the first view that has masks, in a training step."""
     views = [out for out in (out0, out1) if isinstance(out, SubspaceOutput)]
     return views[0].observer if views and torch.is_grad_enabled() else None
+
+
+def _weighted(weight: float | Tensor, value: Tensor) -> Tensor:
+    return (weight.to(value.dtype) if isinstance(weight, Tensor) else weight) * value
 
 
 def pairs_of(

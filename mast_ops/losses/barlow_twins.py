@@ -1,6 +1,8 @@
+from torch import Tensor
 from typing_extensions import override
 
 from mast_ops._checks import check_non_negative
+from mast_ops._dials import Dial
 from mast_ops.functional.moments import barlow_twins
 from mast_ops.losses._base import SubspaceLoss, Terms
 from mast_ops.ops import Backend
@@ -32,14 +34,16 @@ class SubspaceBarlowTwinsLoss(SubspaceLoss):
         tensor(0.0100)
     """
 
+    lambda_param = Dial(check_non_negative)
+    _lambda_param: Tensor
+
     def __init__(
         self, lambda_param: float = 5e-3, gather_distributed: bool = False, *, backend: Backend = "auto"
     ) -> None:
         super().__init__(gather_distributed=gather_distributed, backend=backend)
-        check_non_negative("lambda_param", lambda_param)
         self.lambda_param = lambda_param
 
     @override
     def terms(self, pairs: Pairs, run: Run) -> Terms:
         invariance, redundancy = barlow_twins(pairs, run)
-        return {"invariance": (1.0, invariance.mean()), "redundancy": (self.lambda_param, redundancy.mean())}
+        return {"invariance": (1.0, invariance.mean()), "redundancy": (self._lambda_param, redundancy.mean())}

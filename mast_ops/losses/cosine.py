@@ -1,6 +1,8 @@
+from torch import Tensor
 from typing_extensions import override
 
 from mast_ops._checks import check_positive
+from mast_ops._dials import Dial
 from mast_ops.functional.distance import cosine_of_pairs
 from mast_ops.losses._base import SubspaceLoss, Terms
 from mast_ops.ops import Backend
@@ -38,6 +40,9 @@ class SubspaceCosineLoss(SubspaceLoss):
         tensor(-1.)
     """
 
+    eps = Dial(check_positive)
+    _eps: Tensor
+
     def __init__(
         self,
         *,
@@ -53,12 +58,11 @@ class SubspaceCosineLoss(SubspaceLoss):
             sensitivity_param=sensitivity_param,
             difficulty_param=difficulty_param,
         )
-        check_positive("eps", eps)
         self.eps = eps
 
     @override
     def terms(self, pairs: Pairs, run: Run) -> Terms:
-        cosines, weight = cosine_of_pairs(pairs, run, self.eps), self.weight_by_difficulty(pairs, run)
+        cosines, weight = cosine_of_pairs(pairs, run, self._eps), self.weight_by_difficulty(pairs, run)
         if weight is not None:
             cosines = cosines * weight
         similarity = run.mean(cosines.mean(), len(pairs.z0))

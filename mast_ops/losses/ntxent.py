@@ -1,6 +1,10 @@
-from torch import Tensor
+from typing import Any
+
+from torch import Tensor, nn
 from typing_extensions import override
 
+from mast_ops._checks import check_positive
+from mast_ops._dials import Dial
 from mast_ops.functional.contrastive import against_negatives, check_temperature, nt_xent
 from mast_ops.functional.uncertainty import weighted_mean
 from mast_ops.losses._base import SubspaceLoss, Terms
@@ -8,6 +12,30 @@ from mast_ops.losses._memory import MemoryBank, check_memory_bank_size
 from mast_ops.ops import Backend
 from mast_ops.pairs import Pairs
 from mast_ops.run import Run
+
+
+class _Temperature(Dial):
+    """A number, or a tensor that is taken as it is; one that is learned is a parameter, as torch.nn has them."""
+
+    @override
+    def __set__(self, module: nn.Module, value: float | Tensor) -> None:
+        if isinstance(value, Tensor):
+            check_temperature(value)
+            vars(module)["_temperature"] = vars(module)["_given"] = value
+        else:
+            vars(module).pop("_given", None)
+            super().__set__(module, value)
+
+    @override
+    def __get__(self, module: nn.Module | None, owner: type[nn.Module]) -> Any:
+        if module is None:
+            return self
+        if "temperature" in module._parameters:
+            return module._parameters["temperature"]
+        if "_temperature" not in vars(module):
+            raise AttributeError("temperature")
+        given = vars(module).get("_given")
+        return super().__get__(module, owner) if given is None else given
 
 
 class SubspaceNTXentLoss(SubspaceLoss):
@@ -46,6 +74,9 @@ class SubspaceNTXentLoss(SubspaceLoss):
         tensor(0.0003)
     """
 
+    temperature = _Temperature(check_positive)
+    _temperature: Tensor
+
     def __init__(
         self,
         temperature: float | Tensor = 0.5,
@@ -62,25 +93,33 @@ class SubspaceNTXentLoss(SubspaceLoss):
             sensitivity_param=sensitivity_param,
             difficulty_param=difficulty_param,
         )
-        check_temperature(temperature)
+        self.temperature = temperature
         size = check_memory_bank_size(memory_bank_size)
         if size is not None and gather_distributed:
             raise ValueError(
                 "gather_distributed: got True beside a memory bank, wanted False: a bank is of its own rank"
             )
         self.memory_bank = None if size is None else MemoryBank(size)
-        self.temperature = temperature
+
+    @override
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "temperature" and isinstance(value, nn.Parameter):
+            check_temperature(value)
+            vars(self).pop("_temperature", None)  # or torch.nn finds the name taken
+        super().__setattr__(name, value)
 
     @override
     def terms(self, pairs: Pairs, run: Run) -> Terms:
+        learned = self._parameters.get("temperature")
+        temperature = self._temperature if learned is None else learned
         weight = self.weight_by_difficulty(pairs, run)
         if self.memory_bank is None:
             if weight is None:
-                return {"nt_xent": (1.0, nt_xent(pairs, run, temperature=self.temperature))}
-            losses = nt_xent(pairs, run, temperature=self.temperature, reduction="none")
+                return {"nt_xent": (1.0, nt_xent(pairs, run, temperature=temperature))}
+            losses = nt_xent(pairs, run, temperature=temperature, reduction="none")
         else:
             negatives = self.memory_bank.negatives(pairs.z0)
             if pairs.z0.requires_grad:
                 self.memory_bank.add(pairs.z1)
-            losses = against_negatives(pairs, negatives, run, temperature=self.temperature)
+            losses = against_negatives(pairs, negatives, run, temperature=temperature)
         return {"nt_xent": (1.0, losses.mean() if weight is None else weighted_mean(losses, weight, run))}

@@ -5,6 +5,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from mast_ops._checks import check_choice, check_flag, check_non_negative, check_positive
+from mast_ops._dials import Dial
 from mast_ops.functional.moments import check_batch, moments
 from mast_ops.functional.uncertainty import invariance, pair_weights, weighted_mean
 from mast_ops.losses._base import SubspaceLoss, Terms
@@ -55,6 +56,13 @@ class SubspaceVICRegLoss(SubspaceLoss):
         (tensor(8.), tensor(0.), tensor(0.), tensor(8.))
     """
 
+    lambda_param, mu_param, nu_param = (Dial(check_non_negative) for _ in range(3))
+    eps = Dial(check_positive)
+    _lambda_param: Tensor
+    _mu_param: Tensor
+    _nu_param: Tensor
+    _eps: Tensor
+
     def __init__(
         self,
         lambda_param: float = 25.0,
@@ -75,9 +83,6 @@ class SubspaceVICRegLoss(SubspaceLoss):
             sensitivity_param=sensitivity_param,
             difficulty_param=difficulty_param,
         )
-        for name, weight in (("lambda_param", lambda_param), ("mu_param", mu_param), ("nu_param", nu_param)):
-            check_non_negative(name, weight)
-        check_positive("eps", eps)
         check_flag("normalize", normalize)
         check_choice("scope", scope, ("embedding", "subspace"))
         self.lambda_param, self.mu_param, self.nu_param = lambda_param, mu_param, nu_param
@@ -97,10 +102,10 @@ class SubspaceVICRegLoss(SubspaceLoss):
     def terms(self, pairs: Pairs, run: Run) -> Terms:
         check_batch(pairs.z0, run, name="out0")
         seen = pairs.masks if self.scope == "subspace" else torch.ones_like(pairs.masks[:1])
-        variance0, covariance0 = moments(pairs.z0, seen, run, self.eps)
-        variance1, covariance1 = moments(pairs.z1, seen, run, self.eps)
+        variance0, covariance0 = moments(pairs.z0, seen, run, self._eps)
+        variance1, covariance1 = moments(pairs.z1, seen, run, self._eps)
         return {
-            "invariance": (self.lambda_param, self.invariance(pairs, run)),
-            "variance": (self.mu_param, (variance0 + variance1).mean() / 2),
-            "covariance": (self.nu_param, (covariance0 + covariance1).mean()),
+            "invariance": (self._lambda_param, self.invariance(pairs, run)),
+            "variance": (self._mu_param, (variance0 + variance1).mean() / 2),
+            "covariance": (self._nu_param, (covariance0 + covariance1).mean()),
         }
