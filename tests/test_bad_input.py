@@ -73,6 +73,11 @@ def test_views_of_every_loss(loss, case):
 
 CALLS = {
     "vicreg of one": (lambda: SubspaceVICRegLoss()(Z[:1], Z[:1], masks=M), ValueError, r"out0: got N=1 sample"),
+    "nt-xent of one": (
+        lambda: SubspaceNTXentLoss()(Z[:1], Z[:1], masks=M, kind=INDEX[:1]),
+        ValueError,
+        "z0: got N=1 .*sensitivity_param=0 goes without",
+    ),
     "barlow of one": (lambda: SubspaceBarlowTwinsLoss()(Z[:1], Z[:1], masks=M), ValueError, "z0: got N=1"),
     "variance of one": (lambda: MF.subspace_variance(Z[:1], M), ValueError, "z: got N=1"),
     "temperature 0": (lambda: SubspaceNTXentLoss(temperature=0.0), ValueError, "temperature: got 0.0"),

@@ -155,7 +155,7 @@ class Explained(NamedTuple):
 
 def explained(pairs: Pairs, run: Run, *, weight: Tensor | None = None, eps: float = 1e-4) -> Explained:
     """Of checked pairs of known kinds."""
-    check_batch(pairs.z0, run)
+    check_batch(pairs.z0, run, "sensitivity wants a variance over the batch; sensitivity_param=0 goes without")
     kind, kinds = pairs.kind, pairs.kinds
     assert kind is not None
     num_kinds = len(pairs.masks) if kinds is None else len(kinds)
