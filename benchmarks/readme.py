@@ -19,7 +19,7 @@ from typing import Any
 
 from benchmarks import summary, tables, versions
 from benchmarks.distributed import __main__ as distributed
-from benchmarks.evidence import claims, report
+from benchmarks.evidence import claims, difficulty, relations, report
 
 ROOT = Path(__file__).parent.parent
 DEVICES = ("cpu", "gpu")
@@ -30,11 +30,22 @@ PAGES = {  # and the parts of each
     "README.md": ("result",),
     "benchmarks/README.md": DEVICES,
     "benchmarks/distributed/README.md": ("distributed",),
-    "benchmarks/evidence/README.md": ("evidence", "differences", "claims", "looc", "longer", "emoji", "ablations"),
+    "benchmarks/evidence/README.md": (
+        "evidence",
+        "differences",
+        "claims",
+        "looc",
+        "longer",
+        "emoji",
+        "relations",
+        "difficulty",
+        "ablations",
+    ),
     "examples/README.md": METHODS,
     "mast_ops/README.md": ("versions",),
 }
 SHORT = ("looc", "longer", "emoji")  # files of the evidence that have a table of means alone
+APART = {"relations": relations.text, "difficulty": difficulty.text}  # suites of their own
 UNMEASURED = "Not measured."
 
 
@@ -70,6 +81,8 @@ def part(name: str, folder: Path, results: Path) -> str:
         return versions.markdown(json.loads(file.read_text())) if file.exists() else UNMEASURED
     if name == "distributed":
         return ranks(results / RANKS, brief=True)
+    if name in APART:
+        return apart(results / name / "results.json", APART[name])
     file = results / EVIDENCE / "results.json"
     if name in SHORT:
         return evidence(results / EVIDENCE / f"{name}.json", report.means)
@@ -138,18 +151,30 @@ def evidence(file: Path, table: Callable[[dict[str, Any]], str] = report.text) -
     if not file.exists():
         return UNMEASURED
     document = json.loads(file.read_text())
-    machine, settings, seeds = document["machine"], document["settings"], ", ".join(map(str, document["seeds"]))
-    spread = "mean ± half of the 95 % interval" if len(document["seeds"]) > 2 else "means, too few for an interval"
-    caption = (
-        f"{machine['gpu'] or machine['cpu']}, torch {document['versions']['torch']}; commit "
-        f"{(document['git']['commit'] or 'none')[:9]}, {document['date'][:10]}; {settings['steps']} steps of "
-        f"{settings['batch']} images, seeds {seeds}; {spread}. `{document['command']}`"
-    )
+    caption = _caption(document)
     if earlier := document.get("earlier"):
         caption += (
             f" {earlier['what']}: commit {earlier['commit'][:9]}, {earlier['date'][:10]}, `{earlier['command']}`."
         )
     return f"{caption}\n\n{table(document)}"
+
+
+def apart(file: Path, text: Callable[[dict[str, Any]], str]) -> str:
+    """A suite of its own under a caption."""
+    if not file.exists():
+        return UNMEASURED
+    document = json.loads(file.read_text())
+    return f"{_caption(document)}\n\n{text(document)}"
+
+
+def _caption(document: dict[str, Any]) -> str:
+    machine, settings, seeds = document["machine"], document["settings"], ", ".join(map(str, document["seeds"]))
+    spread = "mean ± half of the 95 % interval" if len(document["seeds"]) > 2 else "means, too few for an interval"
+    return (
+        f"{machine['gpu'] or machine['cpu']}, torch {document['versions']['torch']}; commit "
+        f"{(document['git']['commit'] or 'none')[:9]}, {document['date'][:10]}; {settings['steps']} steps of "
+        f"{settings['batch']} images, seeds {seeds}; {spread}. `{document['command']}`"
+    )
 
 
 def block(folder: Path, root: Path) -> str:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from benchmarks.evidence import __main__ as command
-from benchmarks.evidence import data, emoji, report, runs
+from benchmarks.evidence import data, difficulty, emoji, relations, report, runs
 from benchmarks.evidence.evaluate import (
     Renderings,
     evaluate,
@@ -429,3 +429,33 @@ def test_a_folder_may_have_any_number_of_classes(tmp_path, capsys):
 def test_runs_on_other_images_are_other_runs():
     kept = {runs.Run("methods", "random", 0, Settings(), folder, "out").path for folder in (None, "one", "other")}
     assert len(kept) == 3
+
+
+def test_twelve_augmentations_move_their_factor_alone_and_twins_move_the_same():
+    for name, twin in zip(AUGMENTATIONS, relations.TWINS, strict=True):
+        x = relations.start(torch.arange(40))
+        once, again = (relations.augmentations()[one](x) for one in (name, twin))
+        moved = [(y != x).any(0).flatten().nonzero()[:, 0].tolist() for y in (once, again)]
+        assert moved[0] == moved[1] == (1 + relations._COLUMNS[name]).tolist()
+        assert once[:, moved[0]].max() > again[:, moved[0]].max()
+
+
+def test_related_pairs_are_ranked_among_all_and_ties_count_against_them():
+    names = [*AUGMENTATIONS, *relations.TWINS]
+    planted = torch.eye(6).repeat(2, 2)
+    assert relations.ranks_of_related(names, planted.tolist()) == [1, 2, 3, 4, 5, 6]
+    assert relations.ranks_of_related(names, torch.ones(12, 12).tolist()) == [61, 62, 63, 64, 65, 66]
+
+
+@pytest.mark.parametrize("suite", [relations, difficulty])
+def test_short_suites_of_relations_and_difficulty(suite, scenes, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(data, "load", lambda folder: (scenes, scenes))
+    one = ["--dims", "16"] if suite is relations else ["--only", "VICReg: (no|dif).*, 20"]
+    command = ["--seeds", "1", "--steps", "2", "--batch", "32", "--out", str(tmp_path), *one]
+    suite.main(command)
+    printed = capsys.readouterr().out
+    document = json.loads((tmp_path / "results.json").read_text())
+    assert suite.text(document) in printed
+    assert document["settings"]["steps"] == 2
+    monkeypatch.setattr(suite, "train", lambda *_: pytest.fail("it was done before"))
+    suite.main(command)
