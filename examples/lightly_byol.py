@@ -33,7 +33,7 @@ class BYOL(nn.Module):
         self.backbone = backbone
         self.projection_head = BYOLProjectionHead(128, 256, 128)
         predictor = BYOLPredictionHead(128, 256, 128)
-        self.prediction_head = MaskedSubspaceHead(predictor, transform.augmentations, kinds=transform.kinds)
+        self.prediction_head = MaskedSubspaceHead(predictor, transform)
         self.backbone_momentum = copy.deepcopy(self.backbone)
         self.projection_head_momentum = copy.deepcopy(self.projection_head)
         deactivate_requires_grad(self.backbone_momentum)

@@ -30,7 +30,7 @@ class SimCLR(nn.Module):
         super().__init__()
         self.backbone = backbone
         projector = SimCLRProjectionHead(128, 128, 128)
-        self.projection_head = MaskedSubspaceHead(projector, transform.augmentations, kinds=transform.kinds)
+        self.projection_head = MaskedSubspaceHead(projector, transform)
 
     def forward(self, x):
         return self.projection_head(self.backbone(x))

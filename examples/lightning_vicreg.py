@@ -29,7 +29,7 @@ class VICReg(pl.LightningModule):
         super().__init__()
         self.backbone = digits.make_backbone()
         projector = VICRegProjectionHead(128, 256, 256)
-        self.projection_head = MaskedSubspaceHead(projector, transform.augmentations, kinds=transform.kinds)
+        self.projection_head = MaskedSubspaceHead(projector, transform)
         self.criterion = SubspaceVICRegLoss()
 
     def forward(self, x):

@@ -55,7 +55,7 @@ def train(method: str, images: Tensor, steps: int, seed: int) -> tuple[nn.Module
     criterion = SubspaceVICRegLoss()
     groups = [{"params": [*backbone.parameters(), *projector.parameters()]}]
     if masked:
-        head = MaskedSubspaceHead(projector, views.augmentations, kinds=views.kinds, uncertainty="subspace")
+        head = MaskedSubspaceHead(projector, views, uncertainty="subspace")
         groups[0]["params"] += head.uncertainty.parameters()
         groups.append({"params": head.masks.parameters()})
     optimizer = torch.optim.Adam(groups, lr=2e-3)

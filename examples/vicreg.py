@@ -17,7 +17,7 @@ torch.manual_seed(args.seed)
 images, labels = digits.load_images()
 views = FactorizedViews(digits.AUGMENTATIONS, pairs="mixed", batched=True)
 backbone = digits.make_backbone()
-projector = MaskedSubspaceHead(digits.make_projector(), views.augmentations, kinds=views.kinds)
+projector = MaskedSubspaceHead(digits.make_projector(), views)
 optimizer = torch.optim.AdamW([*backbone.parameters(), *projector.parameters()], lr=2e-3)
 
 for _ in (progress := tqdm(range(args.steps))):

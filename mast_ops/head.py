@@ -16,6 +16,7 @@ from mast_ops.kinds import check_kinds
 from mast_ops.masks import MaskParameterization, describe_masks, make_masks
 from mast_ops.output import SubspaceOutput, Word
 from mast_ops.pairs import GRANULARITIES, Granularity
+from mast_ops.views import FactorizedViews
 
 _MAX_LOG_VARIANCE = 8.0
 
@@ -29,11 +30,12 @@ class MaskedSubspaceHead(nn.Module):
 
     Args:
         projector: Maps backbone features to an (N, D) embedding.
-        subspaces: The names of the subspaces in the order of their indices ("crop", "color", ...), or their
-            number K, for the names "0", "1", ...
-        kinds: (S, K) bool, which augmentations differ in pairs of each kind: ``FactorizedViews(...).kinds``. Default:
-            one at a time, ``eye(K)``. A loss reads it in the output. No weight depends on it: a checkpoint goes on with
-            other pairs.
+        subspaces: The :class:`mast_ops.FactorizedViews` that make the pairs: their augmentations are the subspaces, and
+            their kinds the kinds. Or the names of the subspaces in the order of their indices ("crop", "color", ...),
+            or their number K, for the names "0", "1", ...
+        kinds: (S, K) bool, which augmentations differ in pairs of each kind; goes with names or a number. Default: one
+            at a time, ``eye(K)``, which is wrong for views of other pairs: pass the views themselves. A loss reads it
+            in the output. No weight depends on it: a checkpoint goes on with other pairs.
         masks: How masks are parameterised: ``"binary"`` (default: exact zeros and ones of fixed coverage, so that it
             cannot collapse and needs no regularizer), ``"normalized"`` (the same, soft), ``"sigmoid"``, ``"relu"``,
             ``"softplus"``, ``"hard_concrete"``, ``"allocated"`` (by what augmentations explain, with no gradient), or a
@@ -77,7 +79,7 @@ class MaskedSubspaceHead(nn.Module):
     def __init__(
         self,
         projector: nn.Module,
-        subspaces: int | Sequence[str],
+        subspaces: int | Sequence[str] | FactorizedViews,
         *,
         kinds: Tensor | None = None,
         masks: str | MaskParameterization = "binary",
@@ -86,6 +88,10 @@ class MaskedSubspaceHead(nn.Module):
         output_dim: int | None = None,
     ) -> None:
         super().__init__()
+        if isinstance(subspaces, FactorizedViews):
+            if kinds is not None:
+                raise ValueError("kinds: got a table beside views, which have their own; pass one or the other")
+            kinds, subspaces = subspaces.kinds, subspaces.augmentations
         self.subspaces = _subspace_names(subspaces)
         if uncertainty is not None:
             check_choice("uncertainty", uncertainty, GRANULARITIES)

@@ -68,7 +68,7 @@ class FactorizedViews:
             `torch.manual_seed` makes the views repeatable.
 
     `views(x)` returns a `ViewPair(view0, view1, kind)` and leaves x as it was. What goes to the head,
-    `MaskedSubspaceHead(..., views.augmentations, kinds=views.kinds)`, and for the rest to a reader:
+    `MaskedSubspaceHead(..., views)`, and for the rest to a reader:
 
     * `views.augmentations`: the K names, in order.
     * `views.kinds`: the table, bool of shape (S, K), on the CPU.

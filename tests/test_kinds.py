@@ -8,6 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mast_ops import FactorizedViews, MaskedSubspaceHead
 from mast_ops.kinds import check_kind, check_kinds, kinds_of, names_of_kinds
 
 EYE = torch.eye(3, dtype=torch.bool)
@@ -195,3 +196,13 @@ def test_index_on_a_device_is_taken_without_a_look():
         check_kind(kind, 2, 4, kind.device)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("pairs", ["single", "all", "mixed", "all_but_one"])
+def test_a_head_takes_names_and_kinds_from_the_views(pairs):
+    views = FactorizedViews({"crop": torch.rand_like, "color": torch.rand_like}, pairs=pairs)
+    head = MaskedSubspaceHead(torch.nn.Linear(4, 8), views)
+    assert head.subspaces == views.augmentations
+    assert torch.equal(head.kinds, views.kinds)
+    with pytest.raises(ValueError, match="kinds: got a table beside views"):
+        MaskedSubspaceHead(torch.nn.Linear(4, 8), views, kinds=views.kinds)

@@ -57,6 +57,7 @@ def tensors() -> dict[str, Tensor]:
         "floor": torch.tensor(0.5),
         "group": torch.arange(N) % K,
         "strength": torch.rand(N, generator=g),
+        "explained": torch.rand(K, D, generator=g),
         "x": torch.rand(N, generator=g),
         "y": torch.rand(N, generator=g),
     }
@@ -85,6 +86,11 @@ def other(name: str, call: str) -> Any:
         "weights": [1.0],
         "out": mast_ops.SubspaceOutput(torch.randn(N, D), torch.rand(K, D)),
         "path": "nowhere.pt",
+        "backbone": nn.Linear(H, H),
+        "head": mast_ops.MaskedSubspaceHead(nn.Linear(H, D), NAMES),
+        "keeping": NAMES[0],
+        "views": mast_ops.FactorizedViews({name: lambda x: x + torch.rand(x.shape) for name in NAMES}),
+        "images": torch.rand(3, 8, 8),
     }[name]
 
 
@@ -100,7 +106,7 @@ class Call(NamedTuple):
             special = self.name in ("uncertainty_by_group", "uncertainty_by_strength", "plot_uncertainty")
             if name in known and _takes(parameter, Tensor) and not (special and name in ("log_variance", "curves")):
                 found[name] = known[name]
-            elif parameter.default is inspect.Parameter.empty or name == "granularity":
+            elif parameter.default is inspect.Parameter.empty or name in ("granularity", "keeping"):
                 found[name] = other(name, self.name)
         if self.name == "MaskExpectedL0":
             found["masks"] = masks.HardConcreteMasks(K, D).eval()
@@ -157,6 +163,10 @@ RIGHT = {
     ("mean", "-1.0"),  # of a normal distribution
     ("bias", "-1.0"),
     ("memory_bank_size", "0"),  # none
+    ("keeping", "1"),  # an index
+    ("free_of", "1"),
+    ("keeping", "[]"),  # beside free_of
+    ("free_of", "[]"),
     ("subspace_sigmoid", "scale", "-1.0"),
 }
 
@@ -184,8 +194,10 @@ def spoilt(call: Call, parameter: inspect.Parameter, valid: dict[str, Any]) -> I
             values += [(repr(x), x) for x in (*bad, 2.5, True)]
         elif name in ("stretch", "projector", "modules", "augmentations", "pairs", "finalize", "generator", "curves",
                       "regularizers", "weights", "masks", "memory_bank_size", "out", "out0", "out1", "path",
-                      "ax"):  # fmt: skip
-            values += [(repr(x), x) for x in PLACES]
+                      "ax", "backbone", "head", "keeping", "free_of", "views"):  # fmt: skip
+            values += [(repr(x), x) for x in PLACES if (name, repr(x)) not in RIGHT]
+        elif name == "images":
+            values += [("[]", [])]  # the views refuse what is none, and call it their x
         else:
             raise AssertionError(f"{call.name}: {name}: {kind}: say above how to spoil it")
     tensor_or_number = _takes(parameter, Tensor) and _takes(parameter, float)
