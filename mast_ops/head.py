@@ -165,15 +165,18 @@ class MaskedSubspaceHead(nn.Module):
             ValueError: There is no such subspace.
             TypeError: ``subspace`` is neither a name nor a whole number.
         """
+        return self._index("subspace", subspace)
+
+    def _index(self, argument: str, subspace: str | int) -> int:
         names = self.subspaces
         wanted = f"wanted one of {', '.join(map(repr, names))} or 0 to {len(names) - 1}"
         if isinstance(subspace, bool) or not isinstance(subspace, str | numbers.Integral):
-            raise TypeError(f"subspace: got {shown(subspace)}, {wanted}")
+            raise TypeError(f"{argument}: got {shown(subspace)}, {wanted}")
         if isinstance(subspace, str) and subspace in names:
             return names.index(subspace)
         if not isinstance(subspace, str) and 0 <= subspace < len(names):
             return int(subspace)
-        raise ValueError(f"subspace: got {subspace!r}, {wanted}")
+        raise ValueError(f"{argument}: got {subspace!r}, {wanted}")
 
     def features(
         self,
@@ -230,10 +233,10 @@ class MaskedSubspaceHead(nn.Module):
 
     def _indices(self, argument: str, names: str | int | Sequence[str | int]) -> list[int]:
         if isinstance(names, str | numbers.Integral):
-            return [self.subspace_index(names)]  # a NumPy number too
+            return [self._index(argument, names)]  # a NumPy number too
         if not isinstance(names, list | tuple):
             raise TypeError(f"{argument}: got {shown(names)}, wanted a name of a subspace, or a list of them")
-        return [self.subspace_index(name) for name in names]
+        return [self._index(argument, name) for name in names]
 
     def with_subspaces(
         self, subspaces: Sequence[str], *, new: Sequence[str] = (), kinds: Tensor | None = None
