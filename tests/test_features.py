@@ -88,12 +88,12 @@ def test_onnx(tmp_path):
     ("options", "error", "match"),
     [
         ({}, ValueError, "keeping, free_of: got no subspace"),
-        ({"keeping": "hue"}, ValueError, "subspace: got 'hue', wanted one of 'crop'"),
+        ({"keeping": "hue"}, ValueError, "keeping: got 'hue', wanted one of 'crop'"),
         ({"keeping": "crop", "free_of": ["blur", "crop"]}, ValueError, "wanted each subspace once"),
         ({"keeping": ["crop", "blur"]}, ValueError, "wanted some dimension that is both"),
         ({"keeping": None}, TypeError, "keeping: got None, wanted a name"),
         ({"free_of": 1.5}, TypeError, "free_of: got 1.5"),
-        ({"free_of": [1.5]}, TypeError, "subspace: got 1.5"),
+        ({"free_of": [1.5]}, TypeError, "free_of: got 1.5"),
     ],
 )
 def test_wrong_names_are_refused(options, error, match):
