@@ -29,7 +29,7 @@ from torch import Tensor
 import mast_ops
 import mast_ops.functional as MF
 from mast_ops import SubspaceOutput
-from mast_ops.kernels.chunked import moments, pairs, scores
+from mast_ops.kernels.chunked import moments, pairs, products, scores
 
 HALVES = (torch.float16, torch.bfloat16)
 Leaves = dict[str, Tensor]
@@ -426,7 +426,7 @@ def evaluate(function: Function, leaves: Leaves, generator_seed: int, region: to
 @contextmanager
 def small_pieces(draw: random.Random) -> Iterator[None]:
     """Now and then so small that even these problems have many."""
-    kept = [(table, "cpu", table["cpu"]) for table in (pairs._TILE, scores.BLOCK, moments._BLOCK)]
+    kept = [(table, "cpu", table["cpu"]) for table in (pairs._TILE, products.BLOCK, moments._BLOCK)]
     widest, cached = moments._WIDEST, scores._CACHED
     try:
         if draw.random() < 0.5:
