@@ -186,7 +186,7 @@ CALLS = {
     "unknown name": (
         lambda: MaskedSubspaceHead(mlp(), ["a"]).features(Z, free_of="b"),
         ValueError,
-        "subspace: got 'b'",
+        "free_of: got 'b'",
     ),
     "unknown index": (lambda: MaskedSubspaceHead(mlp(), 2).subspace_index(2), ValueError, "subspace: got 2"),
     "view of other D": (

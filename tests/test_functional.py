@@ -281,6 +281,10 @@ def test_scale_laws(c, seed):
     torch.testing.assert_close(MF.subspace_covariance(z0, c * masks), c**4 * covariance)
 
 
+# A rank has no gradient; that of explained variance holds the spread still, as sensitivity's does.
+STATISTICS = ("explained_variance", "pair_difficulty")
+
+
 def grad_cases():
     z0, z1, masks, kind = (x.requires_grad_() if x.is_floating_point() else x for x in make(4, 5, 3, seed=3))
     lv = [torch.randn(4, w, dtype=torch.float64, requires_grad=True) for w in (1, 3, 5)]
@@ -340,10 +344,15 @@ def grad_cases():
 
 
 def test_gradcheck_covers_every_function():
-    assert sorted(grad_cases()) == sorted(MF.__all__)
+    assert sorted([*grad_cases(), *STATISTICS]) == sorted(MF.__all__)
 
 
-@pytest.mark.parametrize("name", MF.__all__)
+def test_a_rank_has_no_gradient():
+    z0, z1, masks, kind = (x.requires_grad_() if x.is_floating_point() else x for x in make(4, 5, 3, seed=3))
+    assert not MF.pair_difficulty(z0, z1, masks, kind=kind).requires_grad
+
+
+@pytest.mark.parametrize("name", [name for name in MF.__all__ if name not in STATISTICS])
 def test_gradcheck(name):
     for function, arguments in grad_cases()[name]:
         assert torch.autograd.gradcheck(function, arguments)
