@@ -5,10 +5,7 @@ of a table, `mast_ops.kinds`. A draw of any callable is shared by calling it twi
 """
 
 import os
-import random
-import sys
 import threading
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -18,25 +15,12 @@ from torch.utils.data import get_worker_info
 
 from mast_ops._checks import check_flag, check_names
 from mast_ops._compose import take_apart
-from mast_ops._draws import (
-    Augmentation,
-    alike,
-    copied,
-    devices_of,
-    draw,
-    is_image,
-    outer_states_kept,
-    same,
-    seed_generators,
-    states_of,
-)
+from mast_ops._draws import Augmentation, alike, copied, draw, outer_states_kept
+from mast_ops._images import check_input, check_item, check_rows
+from mast_ops._redraws import REDRAWS, more_seeds, redraw_rows, redrawn
+from mast_ops._shares import checked_shares, proportioned
+from mast_ops._trials import Trials
 from mast_ops.kinds import kinds_of, names_of_kinds
-
-_TRIALS = 8  # a hidden coin tossed once a call slips through with probability 2 ** -8
-_TRIAL_ROWS = 4  # of a batch: the first batch should not cost much more than the others
-_REDRAWS = 32  # what acts in a tenth of its calls then gives two equal views once in 600 times
-_REDRAWS_AT_ONCE = 8  # of each sample of a batch: calls are few, where one costs as much for ten samples as for two
-_TRIAL_ITEMS = 8  # before one is called deterministic: a random crop draws nothing where an image is of its size
 
 
 class ViewPair(NamedTuple):
@@ -158,7 +142,7 @@ class FactorizedViews:
         if weights is not None:
             if isinstance(pairs, float):
                 raise ValueError(f"weights: got some beside the probability {pairs}, wanted None: it says the shares")
-            shares = _shares(weights, len(kinds))
+            shares = checked_shares(weights, len(kinds))
         if generator is not None and not isinstance(generator, torch.Generator):
             raise TypeError(f"generator: got {type(generator).__name__}, wanted a torch.Generator or None")
         if generator is not None and generator.device.type != "cpu":
@@ -172,10 +156,9 @@ class FactorizedViews:
         self._batched = batched
         self._finalize = finalize
         self._generator = generator
-        self._uses_on_trial = {name: _uses_on_trial(call, batched) for name, call in calls.items()} | {"finalize": 1}
+        self._trials = Trials(calls, batched)
         # The last of a kind's augmentations sees to it that the views differ.
         self._is_last = kinds & (kinds.flip(1).cumsum(1).flip(1) == 1)
-        self._warned_of_equal_views: set[str] = set()
         self._deck: list[int] = []
         self._process: int | None = None
 
@@ -241,7 +224,7 @@ class FactorizedViews:
             self._generator.set_state(torch.tensor(list(numbers), dtype=torch.uint8, device="cpu"))
 
     def __call__(self, x: Any) -> ViewPair:
-        _check_input(x, self._batched)
+        check_input(x, self._batched)
         with _lock:
             return self._call(x)
 
@@ -249,14 +232,14 @@ class FactorizedViews:
         with torch.device("cpu"):  # whatever torch.set_default_device says: the generator is the CPU's
             generator = self._generator_of_this_process()
             # On the CPU: choosing a batch's rows by their kind then never waits for a device.
-            kind: Any = _proportioned(self.weights, len(x), generator) if self._batched else self._dealt(generator)
+            kind: Any = proportioned(self.weights, len(x), generator) if self._batched else self._dealt(generator)
             # A shared and a new draw's seed for each augmentation; torch's CPU generator reads 32 bits of one.
             seeds = torch.randint(2**32, (len(self._calls), 2), generator=generator).tolist()
         make_views = self._views_of_batch if self._batched else self._views_of_item
         with outer_states_kept(x):
             view0, view1 = make_views(x, self.kinds[kind], self._is_last[kind], seeds)
             if self._finalize is not None:
-                self._try("finalize", self._finalize, view0)
+                self._trials.use("finalize", self._finalize, view0)
                 view0, view1 = (draw("finalize", self._finalize, view, 0) for view in (view0, view1))
         return ViewPair(view0, view1, kind.to(x.device) if self._batched else kind)
 
@@ -272,47 +255,21 @@ class FactorizedViews:
             settled = last.nonzero()[:, 0].to(x.device)
             part = view1[rows]  # a copy, made before the replay may work in place
             before = view0[settled], view1[settled]
-            self._try(name, call, view0)
+            self._trials.use(name, call, view0)
             view0 = draw(name, call, view0, shared)
-            _check_rows(name, view0, len(x))
+            check_rows(name, view0, len(x))
             # The replay is for samples that are apart already; for the others it would give view0 again.
             replay = bool((apart & ~anew).any())
             view1 = draw(name, call, view1, shared) if replay else view0.clone()
             if len(rows) > 0:
                 part = draw(name, call, part, new)
-                _check_rows(name, part, len(rows), like=view0)
+                check_rows(name, part, len(rows), like=view0)
                 view1[rows] = part
-                self._redraw_rows(name, call, before, (view0, view1), settled, seeds=_more_seeds(shared, new))
+                seeds_anew = more_seeds(shared, new)
+                if not redraw_rows(name, call, before, (view0, view1), settled, seeds=seeds_anew):
+                    self._trials.warn_of_equal_views(name, REDRAWS)
             apart |= anew
         return view0, view1
-
-    def _redraw_rows(
-        self,
-        name: str,
-        call: Augmentation,
-        before: tuple[Tensor, Tensor],
-        views: tuple[Tensor, Tensor],
-        rows: Tensor,
-        *,
-        seeds: random.Random,
-    ) -> None:
-        """Draws those of these rows anew whose views are equal, in place; `before` is what the rows were drawn of."""
-        for _ in range(_REDRAWS // _REDRAWS_AT_ONCE):
-            equal = ~_rows_differ(*(view[rows] for view in views)) if len(rows) > 0 else rows.bool()
-            if not equal.any():
-                return
-            rows, before = rows[equal], (before[0][equal], before[1][equal])
-            drawn = []
-            for start in before:
-                many = draw(name, call, start.repeat_interleave(_REDRAWS_AT_ONCE, 0), seeds.getrandbits(32))
-                _check_rows(name, many, _REDRAWS_AT_ONCE * len(rows), like=views[0])
-                drawn.append(many)
-            found = _rows_differ(*drawn).view(len(rows), _REDRAWS_AT_ONCE).long().argmax(1)  # the first that differs
-            found += _REDRAWS_AT_ONCE * torch.arange(len(rows), device=rows.device)
-            for view, many in zip(views, drawn, strict=True):
-                view[rows] = many[found]
-        if not _rows_differ(*(view[rows] for view in views)).all():
-            self._warn_of_equal_views(name)
 
     def _views_of_item(self, x: Any, differs: Tensor, is_last: Tensor, seeds: list[list[int]]) -> tuple[Any, Any]:
         """`differs`, `is_last`: (K,)."""
@@ -322,35 +279,20 @@ class FactorizedViews:
             if anew and view1 is None:
                 view1 = copied(view0)
             before = (copied(view0), copied(view1)) if last else None
-            self._try(name, call, view0)
+            self._trials.use(name, call, view0)
             view0 = draw(name, call, view0, shared)
-            _check_item(name, view0)
+            check_item(name, view0)
             if view1 is not None:
                 view1 = draw(name, call, view1, new if anew else shared)
             if before is not None and alike(view0, view1):
-                view0, view1 = self._redrawn(name, call, before, _more_seeds(shared, new))
+                (view0, view1), differ = redrawn(name, call, before, more_seeds(shared, new))
+                if not differ:
+                    self._trials.warn_of_equal_views(name, REDRAWS)
         return view0, view1
-
-    def _redrawn(self, name: str, call: Augmentation, before: tuple[Any, Any], seeds: random.Random) -> tuple[Any, Any]:
-        for _ in range(_REDRAWS):
-            view0, view1 = (draw(name, call, copied(start), seeds.getrandbits(32)) for start in before)
-            if not alike(view0, view1):
-                return view0, view1
-        self._warn_of_equal_views(name)
-        return view0, view1
-
-    def _warn_of_equal_views(self, name: str) -> None:
-        on_trial = self._uses_on_trial[name] > 0  # which may yet refuse it, in better words
-        if name not in self._warned_of_equal_views and not on_trial:
-            self._warned_of_equal_views.add(name)
-            _warn(
-                f"{name}: got two equal views from {_REDRAWS} pairs of draws, wanted views that differ in it: such a "
-                "pair teaches nothing: does it act on this image, and often enough?"
-            )
 
     def _dealt(self, generator: torch.Generator | None) -> int:
         if not self._deck:
-            self._deck = _proportioned(self.weights, len(self.weights), generator).tolist()
+            self._deck = proportioned(self.weights, len(self.weights), generator).tolist()
         return self._deck.pop()
 
     def _generator_of_this_process(self) -> torch.Generator | None:
@@ -364,113 +306,6 @@ class FactorizedViews:
                 self._generator = torch.Generator().manual_seed(mixed)
         return self._generator
 
-    def _try(self, name: str, call: Augmentation, x: Any) -> None:
-        """At a callable's first use: one result for one seed; several for several, and from finalize one."""
-        uses_left = self._uses_on_trial[name]
-        if uses_left == 0:
-            return
-        image = x[:1].repeat(min(len(x), _TRIAL_ROWS), 1, 1, 1) if self._batched else x
-        seeds = range(uses_left * _TRIALS, (uses_left + 1) * _TRIALS)  # others in each use
-        if name == "finalize":
-            _check_deterministic(name, call, image, seeds)
-        else:
-            results, drew = _trial(name, call, image, seeds)
-            if self._batched:
-                _check_rows(name, results[0], len(image))
-            if all(same(result, results[0]) for result in results):
-                if not drew and uses_left > 1:
-                    self._uses_on_trial[name] -= 1
-                    return
-                if not drew:
-                    _refuse_deterministic(name, call)
-                    self._warned_of_equal_views.add(name)
-            elif self._batched and len(image) > 1 and all(same(y, y[:1].expand_as(y)) for y in results):
-                _warn(
-                    f"{name}: got one draw for all samples of a batch, wanted one for each, as kornia's augmentations "
-                    "make them; or batched=False, with which each image is augmented alone"
-                )
-        self._uses_on_trial[name] = 0
-
-
-def _uses_on_trial(call: Augmentation, batched: bool) -> int:
-    """A batch settles it, as its images are of one size; but unseen draws need many seeds to be told from none."""
-    return 1 if batched and not hasattr(call, "set_random_seed") else _TRIAL_ITEMS
-
-
-def _trial(name: str, call: Augmentation, image: Any, seeds: Sequence[int]) -> tuple[list[Any], bool]:
-    """A result for each seed, and whether any global generator was drawn from; refuses what does not replay."""
-    results, drew = [], False
-    for seed in seeds:
-        seed_generators(seed, image)
-        fresh = states_of(image)
-        results.append(draw(name, call, copied(image), seed))
-        drew = drew or states_of(image) != fresh
-        if not same(results[-1], draw(name, call, copied(image), seed)):
-            raise ValueError(
-                f"{name}: got two different results under one seed, wanted draws from torch's, Python's or "
-                "numpy's global generator, or a method set_random_seed(seed) for a generator of its own"
-            )
-    return results, drew
-
-
-def _more_seeds(shared: int, new: int) -> random.Random:
-    """Of the two that a call has drawn: redraws take nothing from its generator."""
-    return random.Random(shared << 32 | new)
-
-
-def _rows_differ(view0: Tensor, view1: Tensor) -> Tensor:
-    return (view0 != view1).flatten(1).any(1)
-
-
-def _check_deterministic(name: str, call: Augmentation, image: Any, seeds: Sequence[int]) -> None:
-    for seed in seeds:
-        if not same(draw(name, call, copied(image), seed), draw(name, call, copied(image), seed + 1)):
-            raise ValueError(f"{name}: got two different results for one image, wanted a deterministic callable")
-
-
-def _refuse_deterministic(name: str, call: Augmentation) -> None:
-    got = f"{name}: got one result under all seeds, wanted random draws: a pair that differs in it would be two equal "
-    got += "views; what is deterministic (to tensor, normalise) goes to finalize="
-    if not hasattr(call, "set_random_seed"):
-        raise ValueError(got)
-    _warn(got)
-
-
-def _warn(message: str) -> None:
-    depth = 1
-    while sys._getframe(depth).f_globals is globals():
-        depth += 1  # up to the line that asks for views
-    warnings.warn(message, UserWarning, stacklevel=depth + 1)
-
-
-def _shares(weights: Any, num_kinds: int) -> Tensor:
-    wanted = f"{num_kinds} finite numbers >= 0, one for each kind of pair, not all of them 0"
-    try:
-        given = torch.as_tensor(weights, dtype=torch.float64, device="cpu").detach()
-    except (TypeError, ValueError, RuntimeError):
-        raise TypeError(f"weights: got {weights!r}, wanted {wanted}") from None
-    if tuple(given.shape) != (num_kinds,):
-        raise ValueError(f"weights: got shape {tuple(given.shape)}, wanted {wanted}")
-    if not (given.isfinite().all() and (given >= 0).all() and (given > 0).any()):
-        raise ValueError(f"weights: got {given.tolist()}, wanted {wanted}")
-    shares = given / given.max()  # before the sum, which may be infinite
-    return shares / shares.sum()
-
-
-def _proportioned(weights: Tensor, num_pairs: int, generator: torch.Generator | None) -> Tensor:
-    """Kinds of so many pairs, int64, in random order: systematic sampling (Madow 1949).
-
-    The kinds lie end to end on a line of length num_pairs, each as long as its expected count, and a kind's count is
-    how many points of a grid of step 1, put down at random, fall on it. So of neighbours in the table, too, there
-    are as many as expected or one off.
-    """
-    ends = num_pairs * weights.cumsum(0)
-    # Half of the offset's step from any whole number: an end that is whole but for rounding counts as whole.
-    offset = (torch.randint(2**32, (), generator=generator).double() + 0.5) / 2**32
-    counts = (ends + offset).long().diff(prepend=torch.zeros(1, dtype=torch.int64))
-    kind = torch.repeat_interleave(torch.arange(len(weights)), counts)
-    return kind[torch.randperm(num_pairs, generator=generator)]
-
 
 _lock = threading.RLock()  # one for all objects: the random states are the process's
 
@@ -483,38 +318,3 @@ def _renew_lock() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_renew_lock)
-
-
-def _check_input(x: Any, batched: bool) -> None:
-    wanted = "one non-empty image (PIL, array or tensor up to (C, H, W)), or batched=True for a batch"
-    if batched:
-        wanted = "a non-empty tensor of shape (N, C, H, W), or batched=False for one image"
-    if not (isinstance(x, Tensor) if batched else is_image(x)):
-        raise TypeError(f"x: got {type(x).__name__}, wanted {wanted}")
-    shape = tuple(getattr(x, "shape", x.size))
-    if (len(shape) != 4 if batched else len(shape) > 3) or 0 in shape:
-        raise ValueError(f"x: got shape {shape}, wanted {wanted}")
-    for device in devices_of(x):
-        module = getattr(torch, device.type, None)
-        if not all(hasattr(module, call) for call in ("manual_seed", "get_rng_state", "set_rng_state")):
-            raise ValueError(f"x: got a tensor on {device}, wanted one on a device whose generator can be seeded")
-
-
-def _check_rows(name: str, y: object, num_rows: int, like: Tensor | None = None) -> None:
-    """A tensor of so many rows, and with samples like those of another draw."""
-    if not isinstance(y, Tensor):
-        raise TypeError(f"{name}: got {type(y).__name__} as its result, wanted a tensor of a batch's samples")
-    if y.shape[:1] != (num_rows,):
-        raise ValueError(f"{name}: got {num_rows} rows and gave shape {tuple(y.shape)}, wanted as many rows")
-    if like is not None and (y.shape[1:] != like.shape[1:] or y.dtype != like.dtype):
-        got = " and ".join(f"{tuple(z.shape[1:])} {z.dtype}" for z in (like, y))
-        raise ValueError(f"{name}: got samples of {got} under two seeds, wanted one shape and dtype")
-
-
-def _check_item(name: str, y: Any) -> None:
-    shape = tuple(getattr(y, "shape", ()))
-    if len(shape) > 3:
-        raise ValueError(
-            f"{name}: got one image and gave shape {shape}, wanted one of up to three axes (kornia: keepdim=True), "
-            "or batched=True for augmentations of a batch"
-        )

@@ -168,7 +168,7 @@ def test_shares_that_go_up_are_kept_to_whatever_rounding_does(monkeypatch, drawn
     for num in range(1, 40):
         weights = torch.full((num,), 1 / num, dtype=torch.float64)
         for times in (1, 3, 1000):
-            kind = mast_ops.views._proportioned(weights, times * num, None)
+            kind = mast_ops._shares.proportioned(weights, times * num, None)
             assert torch.bincount(kind, minlength=num).tolist() == [times] * num
 
 

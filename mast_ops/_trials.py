@@ -1,0 +1,101 @@
+"""The first uses of a callable: whether it replays, and whether it draws at all, said before it is relied upon."""
+
+import sys
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mast_ops._draws import Augmentation, copied, draw, same, seed_generators, states_of
+from mast_ops._images import check_rows
+
+_TRIALS = 8  # a hidden coin tossed once a call slips through with probability 2 ** -8
+_TRIAL_ROWS = 4  # of a batch: the first batch should not cost much more than the others
+_TRIAL_ITEMS = 8  # before one is called deterministic: a random crop draws nothing where an image is of its size
+_OURS = ("mast_ops._trials", "mast_ops.views")
+
+
+class Trials:
+    """Which of them are on trial still, and which a warning has named."""
+
+    def __init__(self, calls: Mapping[str, Augmentation], batched: bool) -> None:
+        self._batched = batched
+        self._uses_left = {name: _uses_on_trial(call, batched) for name, call in calls.items()} | {"finalize": 1}
+        self._warned: set[str] = set()
+
+    def use(self, name: str, call: Augmentation, x: Any) -> None:
+        """At a callable's first use: one result for one seed; several for several, and from finalize one."""
+        uses_left = self._uses_left[name]
+        if uses_left == 0:
+            return
+        image = x[:1].repeat(min(len(x), _TRIAL_ROWS), 1, 1, 1) if self._batched else x
+        seeds = range(uses_left * _TRIALS, (uses_left + 1) * _TRIALS)  # others in each use
+        if name == "finalize":
+            _check_deterministic(name, call, image, seeds)
+        else:
+            results, drew = _trial(name, call, image, seeds)
+            if self._batched:
+                check_rows(name, results[0], len(image))
+            if all(same(result, results[0]) for result in results):
+                if not drew and uses_left > 1:
+                    self._uses_left[name] -= 1
+                    return
+                if not drew:
+                    _refuse_deterministic(name, call)
+                    self._warned.add(name)
+            elif self._batched and len(image) > 1 and all(same(y, y[:1].expand_as(y)) for y in results):
+                _warn(
+                    f"{name}: got one draw for all samples of a batch, wanted one for each, as kornia's augmentations "
+                    "make them; or batched=False, with which each image is augmented alone"
+                )
+        self._uses_left[name] = 0
+
+    def warn_of_equal_views(self, name: str, num_redraws: int) -> None:
+        on_trial = self._uses_left[name] > 0  # which may yet refuse it, in better words
+        if name not in self._warned and not on_trial:
+            self._warned.add(name)
+            _warn(
+                f"{name}: got two equal views from {num_redraws} pairs of draws, wanted views that differ in it: "
+                "such a pair teaches nothing: does it act on this image, and often enough?"
+            )
+
+
+def _uses_on_trial(call: Augmentation, batched: bool) -> int:
+    """A batch settles it, as its images are of one size; but unseen draws need many seeds to be told from none."""
+    return 1 if batched and not hasattr(call, "set_random_seed") else _TRIAL_ITEMS
+
+
+def _trial(name: str, call: Augmentation, image: Any, seeds: Sequence[int]) -> tuple[list[Any], bool]:
+    """A result for each seed, and whether any global generator was drawn from; refuses what does not replay."""
+    results, drew = [], False
+    for seed in seeds:
+        seed_generators(seed, image)
+        fresh = states_of(image)
+        results.append(draw(name, call, copied(image), seed))
+        drew = drew or states_of(image) != fresh
+        if not same(results[-1], draw(name, call, copied(image), seed)):
+            raise ValueError(
+                f"{name}: got two different results under one seed, wanted draws from torch's, Python's or "
+                "numpy's global generator, or a method set_random_seed(seed) for a generator of its own"
+            )
+    return results, drew
+
+
+def _check_deterministic(name: str, call: Augmentation, image: Any, seeds: Sequence[int]) -> None:
+    for seed in seeds:
+        if not same(draw(name, call, copied(image), seed), draw(name, call, copied(image), seed + 1)):
+            raise ValueError(f"{name}: got two different results for one image, wanted a deterministic callable")
+
+
+def _refuse_deterministic(name: str, call: Augmentation) -> None:
+    got = f"{name}: got one result under all seeds, wanted random draws: a pair that differs in it would be two equal "
+    got += "views; what is deterministic (to tensor, normalise) goes to finalize="
+    if not hasattr(call, "set_random_seed"):
+        raise ValueError(got)
+    _warn(got)
+
+
+def _warn(message: str) -> None:
+    depth = 1
+    while sys._getframe(depth).f_globals.get("__name__") in _OURS:
+        depth += 1  # up to the line that asks for views
+    warnings.warn(message, UserWarning, stacklevel=depth + 1)
