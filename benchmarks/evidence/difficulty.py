@@ -4,12 +4,8 @@ python -m benchmarks.evidence.difficulty           # every model on three seeds
 python -m benchmarks.evidence.difficulty --quick   # one seed, short runs
 """
 
-import argparse
-import json
 import re
-import shlex
 import sys
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,16 +13,15 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from benchmarks import machine
-from benchmarks.evidence import data
+from benchmarks.evidence import data, side_by_side
 from benchmarks.evidence.evaluate import Renderings, apply, at_strength, linear
 from benchmarks.evidence.factors import TASKS, Scenes, draw, layers, render, spoil
 from benchmarks.evidence.methods import METHODS, make_views
 from benchmarks.evidence.relations import cell
+from benchmarks.evidence.side_by_side import Descent
 from benchmarks.evidence.train import (
     FEATURES,
     HIDDEN,
-    LR,
     TEMPERATURE,
     Settings,
     convolutions,
@@ -36,7 +31,6 @@ from benchmarks.evidence.train import (
 from mast_ops import FactorizedViews, MaskedSubspaceHead, SubspaceNTXentLoss, SubspaceVICRegLoss
 from mast_ops.analysis import spearman
 
-SEEDS = (10, 11, 12)
 DIM = 128
 
 
@@ -91,18 +85,12 @@ class Model:
             if kind.base == "VICReg"
             else SubspaceNTXentLoss(TEMPERATURE, difficulty_param=param)
         )
-        trained = [*self.backbone.parameters(), *self.head.parameters()]
-        self.optimizer = torch.optim.Adam(trained, lr=LR)
-        self.schedule = torch.optim.lr_scheduler.OneCycleLR(self.optimizer, LR, total_steps=steps)
+        self.descent = Descent((self.backbone, self.head), steps)
 
     def step(self, view0: Tensor, view1: Tensor, kind: Tensor) -> None:
         with convolutions("cpu"):
             h = self.backbone(torch.cat([view0, view1]))
-        loss = self.criterion(*self.head(h.float()).chunk(2), kind=kind)
-        self.optimizer.zero_grad()
-        loss.backward()
-        self.optimizer.step()
-        self.schedule.step()
+        self.descent.step(self.criterion(*self.head(h.float()).chunk(2), kind=kind))
 
 
 def train(scenes: Scenes, wanted: list[Kind], seed: int, settings: Settings) -> list[Model]:
@@ -226,28 +214,16 @@ def means(results: dict[str, Runs]) -> str:
 
 def main(argv: list[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
-    parser = argparse.ArgumentParser(
-        "python -m benchmarks.evidence.difficulty",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add = parser.add_argument
-    add("--seeds", type=int, nargs="+", default=list(SEEDS))
-    add("--only", metavar="REGEX", default="", help="models whose title it is found in")
-    add("--steps", type=int, default=600)
-    add("--batch", type=int, default=128)
-    add("--out", type=Path, default=Path("out/difficulty"), help="runs that are done are kept here")
-    add("--json", type=Path, metavar="FILE", help="where the results go; default: into --out")
-    add("--quick", action="store_true", help="VICReg, seed 10, 100 steps")
+    parser = side_by_side.parser("difficulty", __doc__, quick="VICReg, seed 10, 100 steps")
+    parser.add_argument("--only", metavar="REGEX", default="", help="models whose title it is found in")
     args = parser.parse_args(argv)
     if args.quick:
         args.only, args.seeds, args.steps = "VICReg", [10], 100
     if args.steps < 1 or args.batch < 2:
         parser.error(f"--steps, --batch: got {args.steps}, {args.batch}, wanted >= 1, >= 2")
-    settings = Settings(args.steps, args.batch, "cpu", "ridge")
+    settings = side_by_side.settings_of(args)
     train_scenes, test_scenes = data.load(None)
     renderings = Renderings(train_scenes, test_scenes)
-    args.out.mkdir(parents=True, exist_ok=True)
     wanted = {title: kind for title, kind in MODELS.items() if re.search(args.only, title)}
     results: dict[str, Runs] = {}
     for seed in args.seeds:
@@ -256,26 +232,16 @@ def main(argv: list[str] | None = None) -> None:
             / f"{kind.base}_{kind.prediction}_{kind.spoiled}_{seed}_{settings.steps}_{settings.batch}.json"
             for title, kind in wanted.items()
         }
-        missing = [wanted[title] for title, path in paths.items() if not path.exists()]
-        models = train(train_scenes, missing, seed, settings) if missing else []
-        for model, result in zip(models, judged(models, renderings, test_scenes), strict=True):
-            path = paths[model.kind.title]
-            beside = path.with_suffix(".part")
-            beside.write_text(json.dumps(result) + "\n")
-            beside.rename(path)
-        for title, path in paths.items():
-            results.setdefault(title, {})[str(seed)] = json.loads(path.read_text())
-    document = {
-        **machine.record("cpu"),
-        "command": shlex.join(["python", "-m", "benchmarks.evidence.difficulty", *argv]),
-        "settings": settings._asdict(),
-        "seeds": args.seeds,
-        "results": results,
-    }
+
+        def make(missing: list[str], seed: int = seed) -> list[dict[str, Any]]:
+            models = train(train_scenes, [wanted[title] for title in missing], seed, settings)
+            return judged(models, renderings, test_scenes)
+
+        for title, result in side_by_side.kept(paths, make):
+            results.setdefault(title, {})[str(seed)] = result
+    document = side_by_side.document("difficulty", argv, args, results)
     print(text(document))
-    path = args.json or args.out / "results.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(document, indent=1) + "\n")
+    side_by_side.write(document, args)
 
 
 if __name__ == "__main__":

@@ -7,14 +7,10 @@ python -m benchmarks.evidence.relations           # every width and method on th
 python -m benchmarks.evidence.relations --quick   # one width, one seed, short runs
 """
 
-import argparse
-import json
 import math
-import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,18 +18,18 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from benchmarks import machine
-from benchmarks.evidence import data
+from benchmarks.evidence import data, side_by_side
 from benchmarks.evidence.evaluate import Renderings, apply, linear, with_earlier_layers
 from benchmarks.evidence.factors import AUGMENTATIONS, NUM_DRAWS, TASKS, Scenes, render
 from benchmarks.evidence.report import interval
-from benchmarks.evidence.train import FEATURES, HIDDEN, LR, Settings, convolutions, make_backbone, mlp
+from benchmarks.evidence.side_by_side import Descent
+from benchmarks.evidence.train import FEATURES, HIDDEN, Settings, convolutions, make_backbone, mlp
 from mast_ops import AllocatedMasks, BinaryMasks, FactorizedViews, MaskedSubspaceHead, SubspaceVICRegLoss
 from mast_ops.analysis import mask_overlap, relations
 from mast_ops.functional import explained_variance
 from mast_ops.masks import MaskParameterization
 
-SEEDS, DIMS = (10, 11, 12), (16, 24, 64, 256)
+DIMS = (16, 24, 64, 256)
 METHODS = {
     "none": "no masks, the same pairs",
     "fixed": "fixed masks",
@@ -105,9 +101,7 @@ class Model:
         self.head = MaskedSubspaceHead(projector, views.augmentations, masks=masks, kinds=views.kinds)
         self.seen = AllocatedMasks(num, dim)  # for its statistics, whatever the masks are
         self.criterion, self.ones = SubspaceVICRegLoss(), torch.ones(num, dim)
-        trained = [p for module in (self.backbone, self.head) for p in module.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.Adam(trained, lr=LR)
-        self.schedule = torch.optim.lr_scheduler.OneCycleLR(self.optimizer, LR, total_steps=steps)
+        self.descent = Descent((self.backbone, self.head), steps)
 
     def step(self, x: Tensor, kind: Tensor) -> None:
         with convolutions("cpu"):
@@ -118,10 +112,7 @@ class Model:
             loss = self.criterion(z0, z1, masks=self.ones, kinds=kinds, kind=kind)
         else:
             loss = self.criterion(out0, out1, kind=kind)
-        self.optimizer.zero_grad()
-        loss.backward()
-        self.optimizer.step()
-        self.schedule.step()
+        self.descent.step(loss)
         self.seen.observe(explained_variance(z0.detach(), z1.detach(), kind=kind, kinds=kinds))
 
 
@@ -255,61 +246,40 @@ def cell(values: list[float], digits: int = 1) -> str:
 
 def main(argv: list[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
-    parser = argparse.ArgumentParser(
-        "python -m benchmarks.evidence.relations",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = side_by_side.parser("relations", __doc__, quick="D=24, seed 10, 100 steps")
     add = parser.add_argument
-    add("--seeds", type=int, nargs="+", default=list(SEEDS))
     add("--dims", type=int, nargs="+", default=list(DIMS), help="widths D of the embedding, >= 16")
     add("--methods", nargs="+", choices=METHODS, default=list(METHODS))
-    add("--steps", type=int, default=600)
-    add("--batch", type=int, default=128)
-    add("--out", type=Path, default=Path("out/relations"), help="runs that are done are kept here")
-    add("--json", type=Path, metavar="FILE", help="where the results go; default: into --out")
-    add("--quick", action="store_true", help="D=24, seed 10, 100 steps")
     args = parser.parse_args(argv)
     if args.quick:
         args.dims, args.seeds, args.steps = [24], [10], 100
     if min(args.dims) < 16 or args.steps < 1 or args.batch < 2:
         parser.error(f"--dims, --steps, --batch: got {args.dims}, {args.steps}, {args.batch}, wanted >= 16, >= 1, >= 2")
-    settings = Settings(args.steps, args.batch, "cpu", "ridge")
+    settings = side_by_side.settings_of(args)
     train_scenes, test_scenes = data.load(None)
     renderings = Renderings(train_scenes, test_scenes)
-    args.out.mkdir(parents=True, exist_ok=True)
     results: dict[str, Runs] = {}
     for seed in args.seeds:
         wanted = [(method, dim) for dim in args.dims for method in args.methods]
         paths = {one: args.out / f"{one[0]}_{one[1]}_{seed}_{settings.steps}_{settings.batch}.json" for one in wanted}
-        missing = [one for one in wanted if not paths[one].exists()]
-        if missing:
-            for one, model in zip(missing, train(train_scenes, missing, seed, settings), strict=True):
-                beside = paths[one].with_suffix(".part")
-                beside.write_text(json.dumps(judged(model, renderings)) + "\n")
-                beside.rename(paths[one])
-        for (method, dim), path in paths.items():
-            results.setdefault(str(dim), {}).setdefault(method, {})[str(seed)] = json.loads(path.read_text())
+
+        def make(missing: list[tuple[str, int]], seed: int = seed) -> Iterator[dict[str, Any]]:
+            return (judged(model, renderings) for model in train(train_scenes, missing, seed, settings))
+
+        for (method, dim), result in side_by_side.kept(paths, make):
+            results.setdefault(str(dim), {}).setdefault(method, {})[str(seed)] = result
     results = {
         dim: {method: results[dim][method] for method in METHODS if method in results[dim]}
         for dim in sorted(results, key=int)
     }
-    document = {
-        **machine.record("cpu"),
-        "command": shlex.join(["python", "-m", "benchmarks.evidence.relations", *argv]),
-        "settings": settings._asdict(),
-        "seeds": args.seeds,
-        "results": results,
-    }
+    document = side_by_side.document("relations", argv, args, results)
     print(text(document))
-    path = args.json or args.out / "results.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
     for methods in document["results"].values():  # what no table shows stays with the runs
         for runs in methods.values():
             for one in runs.values():
                 for key in ("explained", "masks"):
                     one.pop(key, None)
-    path.write_text(json.dumps(document, indent=1) + "\n")
+    side_by_side.write(document, args)
 
 
 if __name__ == "__main__":

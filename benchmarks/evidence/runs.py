@@ -75,11 +75,16 @@ def _work(run: Run) -> tuple[Run, dict[str, Any]]:
         result["subspaces"] = subspaces(trained, renderings, probe)
         if method.uncertainty in ("sample", "subspace"):
             result["uncertainty"] = uncertainty(trained, test_scenes)
-    run.path.parent.mkdir(parents=True, exist_ok=True)
-    beside = run.path.with_suffix(".part")
-    beside.write_text(json.dumps(result) + "\n")
-    beside.rename(run.path)
+    keep(run.path, result)
     return run, result
+
+
+def keep(path: Path, result: dict[str, Any]) -> None:
+    """Whole, or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_suffix(".part")
+    beside.write_text(json.dumps(result) + "\n")
+    beside.rename(path)
 
 
 @functools.cache
