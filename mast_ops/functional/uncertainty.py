@@ -181,9 +181,19 @@ def pair_weights(pairs: Pairs, run: Run) -> Tensor | None:
     return torch.exp(own_column(_log_harmonic_mean(log_variance, run) - log_variance, pairs.kind))
 
 
-def weighted_mean(losses: Tensor, weight: Tensor, run: Run) -> Tensor:
-    """Over pairs, and over subspaces where there are several columns."""
-    return run.mean((losses * weight).mean(), len(losses))
+def weighted_mean(losses: Tensor, weight: Tensor | None, run: Run) -> Tensor:
+    """Over pairs, and over subspaces where there are several columns; None: all alike."""
+    return run.mean((losses if weight is None else losses * weight).mean(), len(losses))
+
+
+def weighted_invariance(
+    pairs: Pairs, run: Run, weight: Tensor | None, *, distance: Distance = "squared", normalize: bool = False
+) -> Tensor:
+    """:func:`invariance`; with a weight of each pair, that of the bare distances, by it and by no likelihood."""
+    if weight is None:
+        return invariance(pairs, run, distance=distance, normalize=normalize)
+    losses = invariance(pairs._replace(uncertainty=None), run, distance=distance, reduction="none")
+    return weighted_mean(losses, weight, run)
 
 
 def _squared(pairs: Pairs, run: Run, normalize: bool = False, reduction: Reduction = "none") -> Tensor:

@@ -4,6 +4,7 @@ from typing_extensions import override
 from mast_ops._checks import check_positive
 from mast_ops._dials import Dial
 from mast_ops.functional.distance import cosine_of_pairs
+from mast_ops.functional.uncertainty import weighted_mean
 from mast_ops.losses._base import SubspaceLoss, Terms
 from mast_ops.ops import Backend
 from mast_ops.pairs import Pairs
@@ -63,7 +64,5 @@ class SubspaceCosineLoss(SubspaceLoss):
     @override
     def terms(self, pairs: Pairs, run: Run) -> Terms:
         cosines, weight = cosine_of_pairs(pairs, run, self._eps), self.weight_by_difficulty(pairs, run)
-        if weight is not None:
-            cosines = cosines * weight
-        similarity = run.mean(cosines.mean(), len(pairs.z0))
+        similarity = weighted_mean(cosines, weight, run)
         return {"negative_cosine": (1.0, -similarity)}

@@ -122,4 +122,4 @@ class SubspaceNTXentLoss(SubspaceLoss):
             if pairs.z0.requires_grad:
                 self.memory_bank.add(pairs.z1)
             losses = against_negatives(pairs, negatives, run, temperature=temperature)
-        return {"nt_xent": (1.0, losses.mean() if weight is None else weighted_mean(losses, weight, run))}
+        return {"nt_xent": (1.0, weighted_mean(losses, weight, run))}

@@ -1,7 +1,7 @@
 from typing_extensions import override
 
 from mast_ops._checks import check_choice, check_flag
-from mast_ops.functional.uncertainty import DISTANCES, Distance, invariance, weighted_mean
+from mast_ops.functional.uncertainty import DISTANCES, Distance, weighted_invariance
 from mast_ops.losses._base import SubspaceLoss, Terms
 from mast_ops.ops import Backend
 from mast_ops.pairs import Pairs
@@ -59,7 +59,5 @@ class UncertaintyInvarianceLoss(SubspaceLoss):
     @override
     def terms(self, pairs: Pairs, run: Run) -> Terms:
         weight = self.weight_by_difficulty(pairs, run)
-        if weight is None:
-            return {"invariance": (1.0, invariance(pairs, run, distance=self.distance, normalize=self.normalize))}
-        losses = invariance(pairs._replace(uncertainty=None), run, distance=self.distance, reduction="none")
-        return {"invariance": (1.0, weighted_mean(losses, weight, run))}
+        value = weighted_invariance(pairs, run, weight, distance=self.distance, normalize=self.normalize)
+        return {"invariance": (1.0, value)}

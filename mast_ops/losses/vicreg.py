@@ -7,7 +7,7 @@ from typing_extensions import override
 from mast_ops._checks import check_choice, check_flag, check_non_negative, check_positive
 from mast_ops._dials import Dial
 from mast_ops.functional.moments import check_batch, moments
-from mast_ops.functional.uncertainty import invariance, pair_weights, weighted_mean
+from mast_ops.functional.uncertainty import pair_weights, weighted_invariance
 from mast_ops.losses._base import SubspaceLoss, Terms
 from mast_ops.ops import Backend
 from mast_ops.pairs import Pairs
@@ -92,20 +92,15 @@ class SubspaceVICRegLoss(SubspaceLoss):
     def pair_weight(self, pairs: Pairs, run: Run) -> Tensor | None:
         return pair_weights(pairs, run)
 
-    def invariance(self, pairs: Pairs, run: Run) -> Tensor:
-        weight = self.weight_by_difficulty(pairs, run)
-        if weight is None:
-            return invariance(pairs, run, normalize=self.normalize)
-        return weighted_mean(invariance(pairs._replace(uncertainty=None), run, reduction="none"), weight, run)
-
     @override
     def terms(self, pairs: Pairs, run: Run) -> Terms:
         check_batch(pairs.z0, run, name="out0")
         seen = pairs.masks if self.scope == "subspace" else torch.ones_like(pairs.masks[:1])
         variance0, covariance0 = moments(pairs.z0, seen, run, self._eps)
         variance1, covariance1 = moments(pairs.z1, seen, run, self._eps)
+        weight = self.weight_by_difficulty(pairs, run)
         return {
-            "invariance": (self._lambda_param, self.invariance(pairs, run)),
+            "invariance": (self._lambda_param, weighted_invariance(pairs, run, weight, normalize=self.normalize)),
             "variance": (self._mu_param, (variance0 + variance1).mean() / 2),
             "covariance": (self._nu_param, (covariance0 + covariance1).mean()),
         }
