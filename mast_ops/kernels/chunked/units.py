@@ -105,6 +105,7 @@ class Units:
         if self._grads is None:
             return
         (anchors, candidates), (g_anchors, g_candidates) = self.sides, self._grads
+        self._grads = None  # nobody reads them again, and the next row of the masks is packed while this one is held
         g_raw, g_mask = total.z0 if total.z1 is None else total.z1, total.masks[self.r]
         along = candidates.unpack(g_candidates, scale, g_raw, g_mask)
         if self.symmetric:
