@@ -38,8 +38,8 @@ def _parser() -> argparse.ArgumentParser:
         "checkpoint", type=Path, help="a file of torch.save with a state_dict in it, at any depth; nothing in it is run"
     )
     add("--head", metavar="PLACE", help="which head, where the file holds several")
-    add("--threshold", type=float, default=0.5, help="a dimension is open from this share of its row's maximum; 0.5")
-    add("--plot", type=Path, metavar="FILE", help="draw masks, overlap and sharing (.png, .pdf, .svg)")
+    add("--threshold", type=float, default=0.5, help="a dimension is closed below this share of its row's maximum; 0.5")
+    add("--plot", type=Path, metavar="FILE", help="draw what the masks close (.png, .pdf, .svg)")
     add("--json", type=Path, metavar="FILE", help="write everything that is printed, as numbers")
     return parser
 

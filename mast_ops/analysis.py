@@ -17,12 +17,11 @@ from mast_ops._checks import check_count, check_dense, check_fraction, check_mas
 from mast_ops._precision import exact
 
 
-class Sharing(NamedTuple):
-    """Every dimension is either unique to one row, shared by several rows, or unused by all."""
+class ClosingSets(NamedTuple):
+    """Every dimension is closed by exactly one set of masks: by none of them, by one, or by several."""
 
-    unique: Tensor  # (K, D) bool: open in subspace k and in no other
-    shared: Tensor  # (K, D) bool: open in subspace k and in at least one other
-    unused: Tensor  # (D,) bool: open in no subspace
+    sets: Tensor  # (M, K) bool: which masks are in the set
+    dimensions: Tensor  # (M,) int64, >= 1: how many dimensions just these masks close
 
 
 class GroupUncertainty(NamedTuple):
@@ -85,7 +84,8 @@ def mask_overlap(masks: Tensor) -> Tensor:
     """How augmentations relate: the cosine between the magnitudes of each two rows of (K, D) masks.
 
     0: two subspaces have no dimension in common; 1: they are the same up to a scale. Rows that have nothing
-    to do with each other overlap too (uniform on [0, 1]: 0.75), so compare values with one another.
+    to do with each other overlap too (uniform on [0, 1]: 0.75), so compare values with one another. Masks that open
+    nearly everything overlap by nearly 1, whatever they close: ask for ``mask_overlap(closedness(masks))`` there.
 
     Returns:
         (K, K), symmetric, from 0 to 1. The diagonal is 1, but a row of zeros overlaps with nothing, itself
@@ -144,18 +144,49 @@ def relations(explained: Tensor) -> Tensor:
     return _as_result(((related + related.T) / 2).clamp(-1, 1), explained)
 
 
-def mask_sharing(masks: Tensor, *, threshold: float = 0.5) -> Sharing:
-    """Which dimensions only one subspace uses, which several use, and which none does.
+def closedness(masks: Tensor) -> Tensor:
+    """How far a mask closes each dimension, ``1 - |m_kd| / max_d |m_kd|``: what `MaskedSubspaceHead.features` keeps.
 
-    Arguments and errors: `open_dimensions`. Returns bool (K, D), (K, D) and (D,), see `Sharing`.
+    Args:
+        masks: (K, D) masks.
 
-    >>> sharing = mask_sharing(torch.tensor([[1.0, 1.0, 0.0, 0.0], [0.0, 1.0, 1.0, 0.0]]))
-    >>> sharing.unique.sum(dim=1).tolist(), sharing.shared.sum(dim=1).tolist(), sharing.unused.tolist()
-    ([1, 1], [1, 1], [False, False, False, True])
+    Returns:
+        (K, D) from 0 (as open as the row's largest) to 1. A row of zeros closes everything: 1; a row that holds NaN or
+        infinity is NaN.
+
+    Raises:
+        TypeError, ValueError: masks are not a non-empty floating-point (K, D).
+
+    >>> closedness(torch.tensor([[4.0, 3.0, 0.0]]))
+    tensor([[0.0000, 0.2500, 1.0000]])
     """
-    used = open_dimensions(masks, threshold=threshold)
-    users = used.sum(dim=0)
-    return Sharing(used & (users == 1), used & (users > 1), users == 0)
+    check_masks(masks)
+    size = exact(masks).abs()
+    largest = size.amax(dim=1, keepdim=True)
+    closed = 1 - size / largest.masked_fill(largest == 0, 1)
+    return _as_result(closed.masked_fill(~size.isfinite().all(dim=1, keepdim=True), torch.nan), masks)
+
+
+def closing_sets(masks: Tensor, *, threshold: float = 0.5) -> ClosingSets:
+    """How many dimensions are closed by exactly which set of masks: those not of `open_dimensions`.
+
+    Arguments and errors: `open_dimensions`.
+
+    Returns:
+        `ClosingSets(sets, dimensions)`, (M, K) bool and (M,) int64, for the M sets that close a dimension: the sets of
+        one mask before those of two, and of the same size those with more dimensions before. The set of no mask, if a
+        dimension is open in all, is the first.
+
+    >>> found = closing_sets(torch.tensor([[1.0, 1.0, 0.0, 0.0], [1.0, 1.0, 1.0, 0.0]]))
+    >>> found.sets.tolist(), found.dimensions.tolist()
+    ([[False, False], [True, False], [True, True]], [2, 1, 1])
+    """
+    is_open = open_dimensions(masks, threshold=threshold).cpu()
+    # Sorted: the mask of the first row comes first.
+    sets, dimensions = is_open.T.unique(dim=0, return_counts=True)  # type: ignore[no-untyped-call]
+    order = (-sets.sum(dim=1) * (masks.shape[1] + 1) - dimensions).argsort(stable=True)
+    sets, dimensions = ~sets[order], dimensions[order]
+    return ClosingSets(sets.to(masks.device), dimensions.to(masks.device))
 
 
 def uncertainty_by_group(log_variance: Tensor, group: Tensor, num_groups: int) -> GroupUncertainty:

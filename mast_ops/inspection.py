@@ -6,13 +6,15 @@ from typing import Any
 import torch
 
 from mast_ops._precision import exact
-from mast_ops.analysis import mask_density, mask_overlap, mask_sharing
+from mast_ops.analysis import closedness, closing_sets, mask_overlap
 from mast_ops.checkpoints import StoredHead
 from mast_ops.kinds import names_of_kinds
 
+_MOST_SETS = 30  # of masks, in a table
+
 
 def describe(head: StoredHead, *, threshold: float = 0.5) -> dict[str, Any]:
-    """Density, overlap, sharing, kinds of pairs and uncertainty of a head, in plain Python values, ready for JSON.
+    """What masks close, how that overlaps, kinds of pairs and uncertainty, in plain Python values, ready for JSON.
 
     Args:
         head: What :func:`mast_ops.checkpoints.load_heads` gives.
@@ -23,19 +25,22 @@ def describe(head: StoredHead, *, threshold: float = 0.5) -> dict[str, Any]:
 
     Source: ours.
     """
-    sharing = mask_sharing(head.masks, threshold=threshold)
+    found = closing_sets(head.masks, threshold=threshold)
+    closed = found.sets * found.dimensions[:, None]
     return {
         "subspaces": list(head.subspaces),
         "dim": head.masks.shape[1],
         "masks": {"kind": head.parameterization, **head.settings},
         "kinds": list(names_of_kinds(head.kinds, head.subspaces)),
         "threshold": threshold,
-        "density": mask_density(head.masks, threshold=threshold).tolist(),
         "mean": exact(head.masks).abs().mean(1).tolist(),
-        "unique": sharing.unique.sum(1).tolist(),
-        "shared": sharing.shared.sum(1).tolist(),
-        "unused": int(sharing.unused.sum()),
-        "overlap": mask_overlap(head.masks).tolist(),
+        "closed": closed.sum(0).tolist(),
+        "closed_alone": closed[found.sets.sum(1) == 1].sum(0).tolist(),
+        "closed_by": [
+            {"masks": [name for name, inside in zip(head.subspaces, row, strict=True) if inside], "dimensions": count}
+            for row, count in zip(found.sets.tolist(), found.dimensions.tolist(), strict=True)
+        ],
+        "overlap": mask_overlap(closedness(head.masks)).tolist(),
         "uncertainty": head.granularity,
         "log_variance": None if head.log_variance is None else head.log_variance.tolist(),
     }
@@ -44,10 +49,12 @@ def describe(head: StoredHead, *, threshold: float = 0.5) -> dict[str, Any]:
 def text(description: dict[str, Any]) -> str:
     """Tables for a terminal, of what :func:`describe` gives; what a terminal would obey in a name is escaped."""
     names, dim = [printable(name) for name in description["subspaces"]], description["dim"]
-    columns = ["subspace", "density", "mean", "unique", "shared"]
+    columns = ["mask of", "mean", "closes", "it alone"]
     rows = [
-        [name, f"{100 * density:.1f} %", f"{mean:.3f}", str(unique), str(shared)]
-        for name, density, mean, unique, shared in zip(names, *(description[what] for what in columns[1:]), strict=True)
+        [name, f"{mean:.3f}", str(closed), str(alone)]
+        for name, mean, closed, alone in zip(
+            names, *(description[what] for what in ("mean", "closed", "closed_alone")), strict=True
+        )
     ]
     variance, granularity = description["log_variance"], description["uncertainty"]
     if granularity == "subspace":
@@ -57,6 +64,10 @@ def text(description: dict[str, Any]) -> str:
         [name, *(f"{value:.2f}" for value in values)]
         for name, values in zip(names, description["overlap"], strict=True)
     ]
+    sets = [("+".join(map(printable, one["masks"])) or "none", one["dimensions"]) for one in description["closed_by"]]
+    if len(sets) > _MOST_SETS:
+        rest = sets[_MOST_SETS - 1 :]
+        sets[_MOST_SETS - 1 :] = [(f"{len(rest)} other sets", sum(count for _, count in rest))]
     masks = description["masks"]
     manner = ", ".join(f"{key} {value}" for key, value in masks.items() if key != "kind")
     masks_are = printable(f"{masks['kind']} masks{f' ({manner})' if manner else ''}")
@@ -64,9 +75,9 @@ def text(description: dict[str, Any]) -> str:
     parts = [
         f"K={len(names)} subspaces of D={dim} dimensions, {masks_are}",
         _table([columns, *rows]),
-        f"Open: at least {description['threshold']} of the row's largest value. "
-        f"{description['unused']} of {dim} dimensions are open in no subspace.",
-        "Overlap (cosine of masks):\n" + _table([("", *names), *overlap]),
+        f"Closed: below {description['threshold']} of the row's largest value.",
+        _table([("closed by exactly", "dimensions"), *((name, str(count)) for name, count in sets)]),
+        "Overlap of what masks close (cosine):\n" + _table([("", *names), *overlap]),
         _table([("pairs differ in", "kind"), *kinds]),
     ]
     if granularity is None:

@@ -15,7 +15,7 @@ from mast_ops._checks import (
     check_values,
 )
 from mast_ops._precision import exact, no_autocast, widen, with_float64
-from mast_ops.analysis import mask_density, mask_overlap
+from mast_ops.analysis import closedness, mask_density, mask_overlap
 from mast_ops.kinds import check_kind, check_kinds, names_of_kinds
 from mast_ops.output import SubspaceOutput
 from mast_ops.pairs import GRANULARITIES, Granularity
@@ -42,8 +42,8 @@ def subspace_metrics(
         - ``"density/<name>"``: share of the dimensions that the subspace uses, see
           :func:`mast_ops.analysis.mask_density`.
         - ``"mass/<name>"``: mean magnitude of the mask.
-        - ``"overlap/<name>-<other>"``: cosine of two masks, see :func:`mast_ops.analysis.mask_overlap`. A name with a
-          hyphen of its own stands in quotes there.
+        - ``"overlap/<name>-<other>"``: cosine of what two masks close (:func:`mast_ops.analysis.closedness`), 0 where
+          one closes nothing. A name with a hyphen of its own stands in quotes there.
         - ``"effective_rank/<name>"``: how many dimensions the masked embedding fills, 1 to min(N, D); 0 where all
           samples are the same.
         - ``"log_variance/<name>"``: mean predicted log-variance of the subspace's column, or of its dimensions weighed
@@ -67,7 +67,7 @@ def subspace_metrics(
         >>> values = subspace_metrics(SubspaceOutput(z, masks), ["crop", "color"])
         >>> {name: round(value, 3) for name, value in values.items()}  # doctest: +NORMALIZE_WHITESPACE
         {'density/crop': 0.5, 'density/color': 0.25, 'mass/crop': 0.5, 'mass/color': 0.25,
-         'overlap/crop-color': 0.707, 'effective_rank/crop': 2.0, 'effective_rank/color': 1.0}
+         'overlap/crop-color': 0.816, 'effective_rank/crop': 2.0, 'effective_rank/color': 1.0}
     """
     check_is("out", out, SubspaceOutput, "the SubspaceOutput of a head")
     z, masks, log_variance = out.embedding, out.masks, out.log_variance
@@ -89,7 +89,7 @@ def subspace_metrics(
     z, masks = with_float64(z), with_float64(masks)
     with no_autocast(z):
         z, masks = widen(z, masks)
-        overlap = mask_overlap(masks)
+        overlap = mask_overlap(closedness(masks))
         values = {f"density/{name}": x for name, x in zip(names, mask_density(masks), strict=True)}
         values |= {f"mass/{name}": x for name, x in zip(names, masks.abs().mean(1), strict=True)}
         pairs = [(i, j) for i in range(num_subspaces) for j in range(i + 1, num_subspaces)]

@@ -18,12 +18,12 @@ import torch
 from torch import Tensor
 
 from mast_ops._checks import check_count, check_fraction, check_is, check_masks, check_names, shown
-from mast_ops._precision import exact
 from mast_ops.analysis import (
     _check_finite,
     _check_vector,
+    closedness,
+    closing_sets,
     mask_overlap,
-    mask_sharing,
     open_dimensions,
     spearman,
     uncertainty_by_strength,
@@ -41,36 +41,41 @@ except ImportError as error:
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 _MARKERS = ("o", "s", "^", "D", "v")  # 5 and 6 have no common factor: 30 different lines
 _MOST_DRAWS = 1000
+_LONGEST = 30  # letters beside a bar
 _SHADES = "Blues"  # one hue, light to dark: readable in grey
 
 
-def plot_masks(masks: Tensor, names: Sequence[str], *, ax: Axes | None = None) -> Axes:
-    """A heat map of the masks, one row per augmentation, colours from 0 to the largest magnitude.
+def plot_masks(masks: Tensor, names: Sequence[str], *, threshold: float = 0.5, ax: Axes | None = None) -> Axes:
+    """A heat map of `analysis.closedness`, one row per augmentation: dark where its mask is closed.
 
-    The dimensions run from unique to shared: those that one subspace opens (`analysis.open_dimensions`), in
-    the order of the rows, those that two open, and so on; last those that none opens. An order by the largest
-    value of each dimension would draw a diagonal through random masks too. Where the axes have fewer pixels
-    than dimensions, every n-th dimension shows.
+    The dimensions run from those that one mask closes, in the order of the rows, to those that all close: order and
+    names of `analysis.closing_sets`. Dimensions that are open in every mask, most of them at the default coverage, are
+    left out, and the axis says how many are shown. Where the axes have fewer pixels than dimensions, every n-th shows.
 
     Args:
         masks: (K, D) finite masks.
         names: K unique names, those of the augmentations.
+        threshold: which dimensions count as closed, see `analysis.open_dimensions`; 0.5.
         ax: where to draw; by default a new pyplot figure.
 
     Raises:
-        TypeError, ValueError: masks are not a finite floating-point (K, D), or names not K unique names.
+        TypeError, ValueError: masks are not a finite floating-point (K, D), or names not K unique names; threshold is
+            not from 0 to 1.
     """
     _check(masks, names)
     _check_axes(ax)
-    masks = exact(masks).abs().cpu()
+    closed = ~open_dimensions(masks, threshold=threshold).cpu()
+    order = _by_closers(closed)
+    shades = closedness(masks).cpu()[:, order]
     ax = _axes(ax, 7.5, 1.3 + 0.3 * len(names))
-    image = ax.imshow(masks[:, _by_users(masks)].numpy(), cmap=_SHADES, vmin=0, vmax=float(masks.max()) or 1.0)
+    image = ax.imshow(shades.numpy(), cmap=_SHADES, vmin=0, vmax=1)
     image.set_interpolation("nearest")  # the default blurs rows into each other
     ax.set_aspect("auto")
     _cells(ax, names, square=False)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
-    ax.set_xlabel("dimensions, from unique to shared")
-    bar = ax.figure.colorbar(image, ax=ax, label="mask value", pad=0.02)
+    shown_are = "that a mask closes" if closed.any() else "(no mask closes one)"
+    ax.set_xlabel(f"dimensions {shown_are}: {len(order)} of {masks.shape[1]}, by how many masks")
+    bar = ax.figure.colorbar(image, ax=ax, label="closedness", pad=0.02)
     bar.outline.set_visible(False)
     return ax
 
@@ -144,13 +149,13 @@ def _picture(view: Any) -> Tensor:
 
 
 def plot_overlap(masks: Tensor, names: Sequence[str], *, ax: Axes | None = None) -> Axes:
-    """A matrix of `analysis.mask_overlap`, how augmentations relate: the cosine of each two rows of masks.
+    """A matrix of how augmentations relate: the cosine of what each two masks close, `analysis.closedness`.
 
-    Arguments and errors: `plot_masks`.
+    A mask that closes nothing has a row of zeros. Arguments and errors: `plot_masks`, without the threshold.
     """
     _check(masks, names)
     _check_axes(ax)
-    overlap = mask_overlap(masks).cpu()
+    overlap = mask_overlap(closedness(masks)).cpu()
     side = 2.0 + 0.45 * len(names)
     ax = _axes(ax, side + 0.6, side)
     ax.imshow(overlap.numpy(), cmap=_SHADES, vmin=0, vmax=1)
@@ -159,46 +164,84 @@ def plot_overlap(masks: Tensor, names: Sequence[str], *, ax: Axes | None = None)
         for column, value in enumerate(values):
             colour = "white" if value > 0.6 else "black"
             ax.text(column, row, f"{value:.2f}", ha="center", va="center", color=colour, fontsize="small")
-    ax.set_title("overlap of masks (cosine)", fontsize="medium")
+    ax.set_title("overlap of what masks close (cosine)", fontsize="medium")
     return ax
 
 
-def plot_sharing(masks: Tensor, names: Sequence[str], *, threshold: float = 0.5, ax: Axes | None = None) -> Axes:
-    """How many dimensions each subspace has to itself and how many it shares, from `analysis.mask_sharing`.
+def plot_closed(masks: Tensor, names: Sequence[str], *, threshold: float = 0.5, ax: Axes | None = None) -> Axes:
+    """How many dimensions each mask closes: alone, and together with others.
 
-    Arguments and errors: `plot_masks`, and the threshold of `analysis.open_dimensions`.
+    Arguments and errors: `plot_masks`.
     """
     _check(masks, names)
     _check_axes(ax)
-    unique, shared, unused = (part.sum(dim=-1).cpu() for part in mask_sharing(masks, threshold=threshold))
+    sets, dimensions = (part.cpu() for part in closing_sets(masks, threshold=threshold))
+    closed = sets * dimensions[:, None]
+    alone = closed[sets.sum(dim=1) == 1].sum(dim=0)
+    others = closed.sum(dim=0) - alone
     ax = _axes(ax, 6.0, 1.5 + 0.3 * len(names))
     places = list(range(len(names)))
-    ax.barh(places, unique.tolist(), height=0.7, color=_COLOURS[0], label="unique")
-    ax.barh(places, shared.tolist(), height=0.7, left=unique.tolist(), color=_COLOURS[4], label="shared")
-    ax.set_yticks(places, names, parse_math=False)  # a $ in a name is a $
+    ax.barh(places, alone.tolist(), height=0.7, color=_COLOURS[0], label="alone")
+    ax.barh(places, others.tolist(), height=0.7, left=alone.tolist(), color=_COLOURS[4], label="with others")
+    _bars(ax, names)
     ax.set_ylim(len(names) - 0.5, -0.5 - len(names) / (len(names) + 2))  # room for the legend
-    ax.set_xlim(0, masks.shape[1])
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
-    ax.set_xlabel(f"open dimensions of {masks.shape[1]} ({int(unused)} unused by all)")
-    ax.tick_params(axis="y", length=0)
-    _frame(ax, "x")
+    ax.set_xlabel(f"dimensions that the mask closes, of {masks.shape[1]}")
     ax.legend(loc="upper right", ncols=2, frameon=False, borderaxespad=0)
     return ax
 
 
-def plot_summary(masks: Tensor, names: Sequence[str], *, threshold: float = 0.5) -> Figure:
-    """Masks, overlap and sharing in one figure that pyplot does not know: save it with ``figure.savefig``.
+def plot_sets(
+    masks: Tensor, names: Sequence[str], *, threshold: float = 0.5, most: int = 12, ax: Axes | None = None
+) -> Axes:
+    """How many dimensions are closed by exactly which set of masks, from `analysis.closing_sets`.
 
-    Arguments and errors: `plot_sharing`.
+    A dimension that one mask closes alone keeps what this augmentation changes, and ignores the others; what all
+    masks of a set close keeps what any of them changes. The axis says how many dimensions no mask closes.
+
+    Arguments and errors: `plot_masks`, and ``most``, how many sets have a bar; the last bar is of the others.
+    """
+    _check(masks, names)
+    _check_axes(ax)
+    most = check_count("most", most)
+    bars, free = [], 0
+    for row, count in zip(*(part.tolist() for part in closing_sets(masks, threshold=threshold)), strict=True):
+        closers = [name for name, inside in zip(names, row, strict=True) if inside]
+        if not closers:
+            free = count
+        else:
+            bars.append(("all" if len(closers) == len(names) > 1 else "+".join(closers), count))
+    bars.sort(key=lambda bar: -bar[1])
+    if len(bars) > most:
+        rest = bars[most - 1 :]
+        bars[most - 1 :] = [(f"{len(rest)} other sets", sum(count for _, count in rest))]
+    bars = bars or [("none", 0)]
+    ax = _axes(ax, 7.5, 1.2 + 0.3 * len(bars))
+    drawn = ax.barh(range(len(bars)), [count for _, count in bars], height=0.7, color=_COLOURS[0])
+    ax.bar_label(drawn, padding=3, fontsize="small")
+    ax.margins(x=0.12)  # room for the numbers
+    _bars(ax, [name if len(name) <= _LONGEST else f"{name[:_LONGEST]}…" for name, _ in bars])
+    ax.set_ylim(len(bars) - 0.5, -0.5)
+    ax.set_xlabel(f"dimensions closed by exactly these ({free} of {masks.shape[1]} by none)")
+    return ax
+
+
+def plot_summary(masks: Tensor, names: Sequence[str], *, threshold: float = 0.5) -> Figure:
+    """What masks close, in one figure of four parts: each dimension, each mask, each set of masks, each two masks.
+
+    pyplot does not know the figure: save it with ``figure.savefig``. Arguments and errors: `plot_masks`.
     """
     _check(masks, names)
     check_fraction("threshold", threshold)
     side, high = 2.4 + 0.45 * len(names), 1.6 + 0.3 * len(names)
-    figure = Figure(figsize=(side + 6.2, high + side), layout="constrained")
-    grid = figure.add_gridspec(2, 2, height_ratios=(high, side), width_ratios=(side, 6.2))
-    plot_masks(masks, names, ax=figure.add_subplot(grid[0, :]))
-    plot_overlap(masks, names, ax=figure.add_subplot(grid[1, 0]))
-    plot_sharing(masks, names, threshold=threshold, ax=figure.add_subplot(grid[1, 1]))
+    figure = Figure(figsize=(12.5, high + max(side, 3.6)), layout="constrained")
+    parts: Any = figure.subfigures(2, 1, height_ratios=(high, max(side, 3.6)))
+    upper, lower = parts
+    left, right = upper.subplots(1, 2, width_ratios=(3, 2), gridspec_kw={"wspace": 0.06})
+    plot_masks(masks, names, threshold=threshold, ax=left)
+    plot_closed(masks, names, threshold=threshold, ax=right)
+    left, right = lower.subplots(1, 2, width_ratios=(3, 2))
+    plot_sets(masks, names, threshold=threshold, ax=left)
+    plot_overlap(masks, names, ax=right)
     return figure
 
 
@@ -261,12 +304,11 @@ def _check(masks: Tensor, names: Sequence[str]) -> None:
     _check_finite("masks", masks)
 
 
-def _by_users(masks: Tensor) -> Tensor:
-    """The (D,) order of the dimensions: by how many subspaces open them, then by which, unused ones last."""
-    used = open_dimensions(masks).long()
-    users = used.sum(dim=0)
-    order = masks.abs().sum(dim=0).argsort(descending=True)
-    for key in (*reversed(1 - used), users.masked_fill(users == 0, len(masks) + 1)):  # the last one decides
+def _by_closers(closed: Tensor) -> Tensor:
+    """The order of the dimensions that a mask closes, all if none is: by how many close them, then by which."""
+    closers = closed.sum(dim=0)
+    order = closers.nonzero()[:, 0] if closed.any() else torch.arange(closed.shape[1])
+    for key in (*reversed(1 - closed.long()), closers):  # the last one decides
         order = order[key[order].argsort(stable=True)]
     return order
 
@@ -297,6 +339,15 @@ def _cells(ax: Axes, names: Sequence[str], square: bool) -> None:
     ax.tick_params(which="minor", length=0)
     ax.tick_params(axis="y", length=0)
     ax.spines[:].set_visible(False)
+
+
+def _bars(ax: Axes, names: Sequence[str]) -> None:
+    """Horizontal bars over counts, a name each."""
+    ax.set_yticks(range(len(names)), names, parse_math=False)  # a $ in a name is a $
+    ax.set_xlim(left=0)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+    ax.tick_params(axis="y", length=0)
+    _frame(ax, "x")
 
 
 def _frame(ax: Axes, grid: Literal["both", "x", "y"]) -> None:

@@ -1,6 +1,7 @@
 """Analysis: the invariants that define each measure, the exact small cases, and what is refused."""
 
 import math
+from collections import Counter
 
 import pytest
 import torch
@@ -9,9 +10,10 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from mast_ops.analysis import (
+    closedness,
+    closing_sets,
     mask_density,
     mask_overlap,
-    mask_sharing,
     open_dimensions,
     relations,
     spearman,
@@ -149,41 +151,43 @@ def test_overlap_keeps_its_precision_under_autocast():
     assert torch.equal(inside, mask_overlap(masks))
 
 
-# Sharing
+# What masks close
 
 
 @few
 @given(mask_tensors(), thresholds, st.integers(0, 9))
-def test_unique_shared_and_unused_partition_the_dimensions(masks, threshold, seed):
-    unique, shared, unused = mask_sharing(masks, threshold=threshold)
-    kinds = unique.any(dim=0).long() + shared.any(dim=0).long() + unused.long()
-    assert (kinds == 1).all()
-    assert torch.equal(unique | shared, open_dimensions(masks, threshold=threshold))
-    assert not (unique & shared).any()
-    assert (unique.sum(dim=0) <= 1).all()
-    assert (shared.sum(dim=0) != 1).all()
-    columns, rows = permutation(masks.shape[1], seed), permutation(len(masks), seed)
-    moved = mask_sharing(masks[rows][:, columns], threshold=threshold)
-    assert torch.equal(moved.unique, unique[rows][:, columns])
-    assert torch.equal(moved.shared, shared[rows][:, columns])
-    assert torch.equal(moved.unused, unused[columns])
+def test_closing_sets_count_every_dimension_once(masks, threshold, seed):
+    closed = ~open_dimensions(masks, threshold=threshold)
+    sets, dimensions = closing_sets(masks, threshold=threshold)
+    assert dict(zip(map(tuple, sets.tolist()), dimensions.tolist(), strict=True)) == Counter(
+        map(tuple, closed.T.tolist())
+    )
+    order = list(zip(sets.sum(dim=1).tolist(), (-dimensions).tolist(), strict=True))
+    assert order == sorted(order)
+    moved = closing_sets(masks[:, permutation(masks.shape[1], seed)], threshold=threshold)
+    assert all(map(torch.equal, moved, (sets, dimensions)))
 
 
-def test_sharing_of_one_subspace_and_of_zeros():
-    one = mask_sharing(torch.tensor([[1.0, 0.0]]))
-    assert one.unique.tolist() == [[True, False]]
-    assert not one.shared.any()
-    assert mask_sharing(torch.zeros(2, 3)).unused.all()
+def test_closing_sets_of_ones_and_of_zeros():
+    ones, zeros = closing_sets(torch.ones(2, 3)), closing_sets(torch.zeros(2, 3))
+    assert (ones.sets.tolist(), ones.dimensions.tolist()) == ([[False, False]], [3])
+    assert (zeros.sets.tolist(), zeros.dimensions.tolist()) == ([[True, True]], [3])
+
+
+def test_closedness_is_relative_to_the_row_and_ignores_signs():
+    masks = torch.tensor([[2.0, -4.0, 0.0], [1e-30, 0.0, 1e-30], [0.0, 0.0, 0.0], [INF, 1.0, 0.0]])
+    expected = torch.tensor([[0.5, 0.0, 1.0], [0.0, 1.0, 0.0], [1.0, 1.0, 1.0], [NAN, NAN, NAN]])
+    torch.testing.assert_close(closedness(masks), expected, equal_nan=True)
 
 
 @pytest.mark.parametrize("bad", [NAN, INF])
-@pytest.mark.parametrize("measure", [open_dimensions, mask_sharing])
+@pytest.mark.parametrize("measure", [open_dimensions, closing_sets])
 def test_results_that_cannot_hold_nan_refuse_it(measure, bad):
     with pytest.raises(ValueError, match="masks: got NaN or infinity"):
         measure(torch.tensor([[1.0, bad]]))
 
 
-@pytest.mark.parametrize("measure", [mask_density, mask_overlap, mask_sharing, open_dimensions])
+@pytest.mark.parametrize("measure", [closedness, mask_density, mask_overlap, closing_sets, open_dimensions])
 @pytest.mark.parametrize(
     ("masks", "error", "says"),
     [
@@ -199,7 +203,7 @@ def test_bad_masks(measure, masks, error, says):
 
 
 @pytest.mark.parametrize("threshold", [-0.1, 1.1, NAN])
-@pytest.mark.parametrize("measure", [mask_density, mask_sharing, open_dimensions])
+@pytest.mark.parametrize("measure", [mask_density, closing_sets, open_dimensions])
 def test_bad_threshold(measure, threshold):
     with pytest.raises(ValueError, match="threshold: got"):
         measure(torch.ones(2, 3), threshold=threshold)
@@ -391,7 +395,7 @@ def test_results_are_wide_and_carry_no_gradient(dtype, wanted):
         assert result.dtype == wanted
         assert not result.requires_grad
         assert result.isfinite().all()
-    assert not mask_sharing(masks).unique.requires_grad
+    assert not closedness(masks).requires_grad
 
 
 # Relations

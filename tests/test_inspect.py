@@ -94,17 +94,16 @@ def test_it_prints_tables_and_writes_files(tmp_path, capsys):
         "binary masks (coverage 0.75",
         "Overlap",
         "log-variance",
-        "unique",
-        "open in no",
+        "it alone",
+        "closed by exactly",
     ):
         assert words in out
     written = json.loads((tmp_path / "a.json").read_text())
     assert written["subspaces"] == NAMES
     assert written["log_variance"] == pytest.approx([8 * torch.tanh(torch.tensor(x / 8)).item() for x in (-1, 0, 1)])
-    assert [a + b for a, b in zip(written["unique"], written["shared"], strict=True)] == [
-        round(8 * x) for x in written["density"]
-    ]
-    assert written["density"] == [0.75] * 3
+    assert written["closed"] == written["closed_alone"] == [2, 2, 2]
+    assert written["closed_by"] == [{"masks": names, "dimensions": 2} for names in ([], *([name] for name in NAMES))]
+    assert written["overlap"] == torch.eye(3).tolist()
     assert {file.name for file in tmp_path.iterdir()} == {"model.pt", "a.json", "a.png"}
     assert (tmp_path / "a.png").read_bytes()[:4] == b"\x89PNG"
 

@@ -28,7 +28,7 @@ def test_values_are_those_of_analysis():
     masks, z = torch.rand(3, 8), torch.randn(16, 8)
     values = subspace_metrics(SubspaceOutput(z, masks), NAMES)
     assert values["density/color"] == pytest.approx(analysis.mask_density(masks)[1].item())
-    assert values["overlap/crop-blur"] == pytest.approx(analysis.mask_overlap(masks)[0, 2].item())
+    assert values["overlap/crop-blur"] == pytest.approx(analysis.mask_overlap(analysis.closedness(masks))[0, 2].item())
     assert values["mass/blur"] == pytest.approx(masks[2].mean().item())
 
 

@@ -12,14 +12,14 @@ import torch
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from mast_ops import FactorizedViews
-from mast_ops.analysis import mask_overlap, mask_sharing, uncertainty_by_strength
-from mast_ops.plots import plot_masks, plot_overlap, plot_pairs, plot_sharing, plot_uncertainty
+from mast_ops import FactorizedViews, MaskedSubspaceHead
+from mast_ops.analysis import closedness, mask_overlap, uncertainty_by_strength
+from mast_ops.plots import plot_closed, plot_masks, plot_overlap, plot_pairs, plot_sets, plot_summary, plot_uncertainty
 
 mpl.use("Agg")
 NAMES = ["crop", "colour", "blur"]
 LONG = [f"a rather long name of augmentation {k}" for k in range(15)]
-OF_MASKS = [plot_masks, plot_overlap, plot_sharing]
+OF_MASKS = [plot_masks, plot_overlap, plot_closed, plot_sets]
 
 
 @pytest.fixture(autouse=True)
@@ -59,26 +59,25 @@ def draw(plot, names, ax=None):
 # What they show
 
 
-def test_masks_run_from_unique_to_shared_to_unused():
-    #                      shared by 2  unused  of 2  of 0  of 1  by 3  shared by 2  of 0, larger
-    masks = torch.tensor([[0.0, 0.0, 0.0, 0.6, 0.1, 1.0, 0.9, 0.9],
-                          [0.9, 0.0, 0.0, 0.0, 0.7, 1.0, 0.8, 0.0],
-                          [0.9, 0.0, 0.8, 0.0, 0.0, 1.0, 0.0, 0.0]])  # fmt: skip
+def test_masks_show_what_they_close_from_one_mask_to_all():
+    #                      by 2  of 0  of 2  by none  by 3  of 1
+    masks = torch.tensor([[1.0, 0.4, 1.0, 2.0, 0.0, 1.5],
+                          [0.0, 0.9, 0.8, 1.0, 0.0, 0.2],
+                          [0.1, 1.0, 0.3, 1.0, 0.0, -0.7]])  # fmt: skip
     ax = plot_masks(masks, NAMES, ax=axes())
     (image,) = ax.get_images()
-    expected = masks[:, [7, 3, 4, 2, 6, 0, 5, 1]]
-    assert torch.equal(torch.as_tensor(image.get_array().data).float(), expected)
+    assert torch.equal(torch.as_tensor(image.get_array().data).float(), closedness(masks)[:, [1, 5, 2, 0, 4]])
     assert image.get_clim() == (0, 1)
     assert labels(ax.get_yticklabels()) == NAMES
-    assert "unique to shared" in ax.get_xlabel()
-    assert [other.get_ylabel() for other in ax.figure.axes] == ["", "mask value"]
+    assert "5 of 6" in ax.get_xlabel()
+    assert "2 of 6" in plot_masks(masks, NAMES, threshold=0.1, ax=axes()).get_xlabel()
 
 
-def test_masks_show_magnitudes_and_all_zeros():
-    ax = plot_masks(torch.tensor([[-4.0, 1.0]]), ["only"], ax=axes())
-    assert ax.get_images()[0].get_array().tolist() == [[4.0, 1.0]]
-    zeros = plot_masks(torch.zeros(2, 3), NAMES[:2], ax=axes()).get_images()[0]
-    assert zeros.get_clim() == (0, 1)
+def test_masks_that_close_nothing_or_everything_show_all_dimensions():
+    for masks, words in ((torch.ones(2, 3), "no mask closes one"), (torch.zeros(2, 3), "that a mask closes: 3 of 3")):
+        ax = plot_masks(masks, NAMES[:2], ax=axes())
+        assert ax.get_images()[0].get_array().tolist() == (1 - masks).tolist()
+        assert words in ax.get_xlabel()
 
 
 def test_rows_of_masks_do_not_blur_into_each_other():
@@ -87,11 +86,11 @@ def test_rows_of_masks_do_not_blur_into_each_other():
 
 
 def test_overlap_is_annotated_and_readable():
-    masks = torch.tensor([[1.0, 0.0, 0.0], [3.0, 4.0, 0.0], [0.0, 0.0, 0.0]])
+    masks = torch.tensor([[0.0, 1.0, 1.0], [1.0, 0.0, 4.0], [1.0, 1.0, 1.0]])
     ax = plot_overlap(masks, NAMES, ax=axes())
     image = ax.get_images()[0]
-    assert torch.equal(torch.as_tensor(image.get_array().data), mask_overlap(masks))
-    assert plot_overlap(torch.zeros(1, 3), ["none"], ax=axes()).get_images()[0].get_clim() == (0, 1)
+    assert torch.equal(torch.as_tensor(image.get_array().data), mask_overlap(closedness(masks)))
+    assert plot_overlap(torch.ones(1, 3), ["none"], ax=axes()).get_images()[0].get_clim() == (0, 1)
     cells = {tuple(map(int, text.get_position())): text for text in ax.texts}
     assert {place: text.get_text() for place, text in cells.items()} == {
         (0, 0): "1.00", (1, 0): "0.60", (2, 0): "0.00",
@@ -104,20 +103,42 @@ def test_overlap_is_annotated_and_readable():
     assert {tick.get_rotation() for tick in ax.get_xticklabels()} == {45}  # long names side by side collide
 
 
-def test_sharing_stacks_unique_and_shared():
-    masks = torch.tensor([[1.0, 1.0, 1.0, 0.3, 0.0], [0.0, 0.0, 1.0, 1.0, 0.0], [0.0, 0.0, 0.0, 0.0, 0.0]])
-    for threshold in (0.5, 0.1):
-        ax = plot_sharing(masks, NAMES, threshold=threshold, ax=axes())
-        sharing = mask_sharing(masks, threshold=threshold)
-        unique, shared = ax.containers
-        assert [bar.get_width() for bar in unique] == sharing.unique.sum(dim=1).tolist()
-        assert [bar.get_width() for bar in shared] == sharing.shared.sum(dim=1).tolist()
-        assert [bar.get_x() for bar in shared] == [bar.get_width() for bar in unique]
-        assert ax.get_xlim() == (0, 5)
+CLOSING = torch.tensor([[0.0, 0.0, 0.3, 1.0, 0.0], [1.0, 1.0, 0.0, 1.0, 0.0], [1.0, 1.0, 1.0, 1.0, 0.0]])
+
+
+def test_closed_dimensions_are_stacked_by_mask():
+    for threshold, alone, others in ((0.5, [2, 0, 0], [2, 2, 1]), (0.1, [2, 1, 0], [1, 1, 1])):
+        ax = plot_closed(CLOSING, NAMES, threshold=threshold, ax=axes())
+        first, second = ax.containers
+        assert [bar.get_width() for bar in first] == alone
+        assert [bar.get_width() for bar in second] == others
+        assert [bar.get_x() for bar in second] == alone
         assert ax.yaxis_inverted()  # the first name on top
-        assert "1 unused" in ax.get_xlabel()
-        assert legend(ax) == ["unique", "shared"]
+        assert "of 5" in ax.get_xlabel()
+        assert legend(ax) == ["alone", "with others"]
         assert labels(ax.get_yticklabels()) == NAMES
+
+
+def test_sets_of_masks_that_close_a_dimension_have_a_bar_each():
+    def bars(**options):
+        ax = plot_sets(CLOSING, NAMES, ax=axes(), **options)
+        return dict(zip(labels(ax.get_yticklabels()), (bar.get_width() for bar in ax.containers[0]), strict=True))
+
+    assert bars() == {"crop": 2, "crop+colour": 1, "all": 1}
+    assert bars(threshold=0.1) == {"crop": 2, "colour": 1, "all": 1}
+    assert bars(most=2) == {"crop": 2, "2 other sets": 2}
+    assert "1 of 5 by none" in plot_sets(CLOSING, NAMES, ax=axes()).get_xlabel()
+    assert labels(plot_sets(torch.ones(2, 3), NAMES[:2], ax=axes()).get_yticklabels()) == ["none"]
+
+
+def test_no_part_of_the_summary_is_a_constant_at_the_default_coverage():
+    masks = MaskedSubspaceHead(torch.nn.Linear(2, 64), NAMES).masks().detach()
+    figure = plot_summary(masks, NAMES)
+    heat, each, _, every, overlap = figure.get_axes()
+    assert len(set(heat.get_images()[0].get_array().ravel().tolist())) > 1
+    assert [bar.get_width() for bar in each.containers[0]] == [3, 3, 3]
+    assert sorted(labels(every.get_yticklabels())) == sorted(NAMES)
+    assert torch.equal(torch.as_tensor(overlap.get_images()[0].get_array().data), torch.eye(3))
 
 
 def test_uncertainty_draws_the_bins_and_names_the_correlation():
@@ -169,7 +190,7 @@ def test_no_text_is_cut_off_and_no_row_names_overlap(plot, names):
     assert 0 <= drawn.y0 < drawn.y1 <= height
     if plot is not plot_uncertainty:
         rows = [text.get_window_extent() for text in ax.get_yticklabels()]
-        assert len(rows) == len(names)
+        assert plot is plot_sets or len(rows) == len(names)
         assert not any(low.overlaps(high) for low, high in pairwise(rows))
     elif len(names) == 15:
         assert not ax.get_legend().get_window_extent().overlaps(ax.bbox)
@@ -198,7 +219,7 @@ def test_bad_masks_leave_no_figure(plot, masks, names, error, says):
 
 def test_bad_threshold_leaves_no_figure():
     with pytest.raises(ValueError, match="threshold: got 2"):
-        plot_sharing(torch.ones(1, 4), ["a"], threshold=2)
+        plot_sets(torch.ones(1, 4), ["a"], threshold=2)
     assert plt.get_fignums() == []
 
 
@@ -221,8 +242,6 @@ def test_bad_curves_leave_no_figure(curves, bins, error, says):
 
 @pytest.mark.parametrize("name", ["$\\frac{", "a$b$c", "_hidden", "two\nlines"])
 def test_names_are_drawn_as_they_are_written(name):
-    from mast_ops.plots import plot_summary
-
     figure = plot_summary(torch.rand(2, 5), [name, "other"])
     figure.draw_without_rendering()
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == [name, "other"]

@@ -83,7 +83,8 @@ MEASURES = {
     "open dimensions": (analysis.open_dimensions, (MASKS,)),
     "density": (analysis.mask_density, (MASKS,)),
     "overlap": (analysis.mask_overlap, (MASKS,)),
-    "sharing": (analysis.mask_sharing, (MASKS,)),
+    "closedness": (analysis.closedness, (MASKS,)),
+    "closing_sets": (analysis.closing_sets, (MASKS,)),
     "by group": (lambda x, group: analysis.uncertainty_by_group(x, group, 4), (X, GROUP)),
     "by strength": (lambda x, y: analysis.uncertainty_by_strength(x, y, bins=3), (X, Y)),
     "spearman": (analysis.spearman, (X, Y)),
@@ -126,4 +127,4 @@ def test_pictures_are_drawn():
     from mast_ops.plots import plot_summary
 
     figure = plot_summary(There(MASKS), ["crop", "color", "blur"])
-    assert len(figure.axes) == 4  # with the bar of colours
+    assert len(figure.axes) == 5  # with the bar of colours
