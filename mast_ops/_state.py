@@ -11,6 +11,7 @@ from mast_ops._checks import check_choice, check_dense, check_names, check_value
 from mast_ops.pairs import GRANULARITIES
 
 _LONGEST = 1 << 20  # bytes
+_PIECE = 1 << 10  # names of any usual length give one size: a loader that compares sizes must not speak before we do
 
 
 def encode_state(state: Mapping[str, Any]) -> Tensor:
@@ -21,7 +22,22 @@ def encode_state(state: Mapping[str, Any]) -> Tensor:
             lists, or None for pairs that differ in one augmentation at a time; ``uncertainty``, its granularity, or
             None.
     """
-    return torch.tensor(list(json.dumps(state, allow_nan=False).encode()), dtype=torch.uint8)
+    text = json.dumps(state, allow_nan=False, separators=(",", ":")).encode()
+    padded = text.ljust(-(-len(text) // _PIECE) * _PIECE)
+    with torch.inference_mode(False):  # it may be written in place later
+        return torch.tensor(list(padded), dtype=torch.uint8, device="cpu")
+
+
+def difference(stored: Mapping[str, Any], own: Mapping[str, Any]) -> str | None:
+    """Why weights of the one head mean something else in the other: what was got, and what was wanted."""
+    if tuple(stored["subspaces"]) != tuple(own["subspaces"]):
+        return f"got a head of subspaces {tuple(stored['subspaces'])}, wanted {tuple(own['subspaces'])}"
+    if stored["masks"] != own["masks"]:
+        return f"got masks of {stored['masks']}, wanted {own['masks']}, those of this head"
+    granularities = stored["uncertainty"], own["uncertainty"]
+    if None not in granularities and granularities[0] != granularities[1]:
+        return f"got uncertainty per {granularities[0]}, wanted it per {granularities[1]}, that of this head"
+    return None
 
 
 def decode_state(state: object) -> dict[str, Any]:
@@ -36,11 +52,11 @@ def decode_state(state: object) -> dict[str, Any]:
         except TypeError as error:
             raise ValueError(str(error)) from error
         check_values("_extra_state", state)
-    if not isinstance(state, Tensor) or state.dtype != torch.uint8 or state.dim() != 1 or len(state) > _LONGEST:
+    if not isinstance(state, Tensor) or state.dim() != 1 or len(state) > _LONGEST:
         raise ValueError(f"_extra_state: got a {type(state).__name__}, wanted the uint8 tensor of a MaskedSubspaceHead")
     try:
-        decoded = json.loads(bytes(state.tolist()), parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:
+        decoded = json.loads(_bytes(state), parse_constant=_refuse_constant)
+    except (UnicodeError, json.JSONDecodeError, RecursionError) as error:
         raise ValueError("_extra_state: got bytes that are no JSON, wanted those of a MaskedSubspaceHead") from error
     if not isinstance(decoded, dict):
         raise ValueError(
@@ -65,6 +81,16 @@ def decode_state(state: object) -> dict[str, Any]:
             f"_extra_state: got kinds {decoded['kinds']!r}, wanted null or rows of {len(names)} booleans, some true"
         )
     return decoded
+
+
+def _bytes(state: Tensor) -> bytes:
+    """Of whole numbers of any dtype: some tools make all of a state dict floating point, or average several."""
+    if state.is_complex() or not ((state >= 0) & (state <= 255) & (state == state.to(torch.int64))).all():
+        raise ValueError(
+            f"_extra_state: got {state.dtype} of other than whole numbers from 0 to 255, wanted the uint8 tensor of a "
+            "MaskedSubspaceHead: it holds names as bytes, and goes into no average with those of another head"
+        )
+    return bytes(state.to(torch.uint8).tolist())
 
 
 def _is_table(rows: object, width: int) -> bool:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from mast_ops._checks import check_choice, check_count, check_embedding, check_is, check_names, shown
+from mast_ops._identity import Identity
 from mast_ops._precision import no_autocast
-from mast_ops._state import decode_state, encode_state
 from mast_ops._widths import infer_width
 from mast_ops.kinds import check_kinds
 from mast_ops.masks import MaskParameterization, describe_masks, make_masks
@@ -26,7 +26,9 @@ class MaskedSubspaceHead(nn.Module):
 
     Works under DDP, FSDP, ``torch.compile``, ``torch.export``, autocast and ``copy.deepcopy`` (BYOL's target). The
     ``state_dict`` carries the names of the subspaces and what turns weights into masks, and a head that differs in
-    them refuses it before anything is loaded; :meth:`with_subspaces` goes from one set of subspaces to another.
+    them refuses it before anything is loaded; :meth:`with_subspaces` goes from one set of subspaces to another. Where
+    ``torch.distributed.checkpoint`` writes weights in place, ``forward`` refuses those of another head; compiled code
+    does not look, but ``train()``, ``eval()`` and ``load_state_dict`` do.
 
     Args:
         projector: Maps backbone features to an (N, D) embedding.
@@ -110,9 +112,12 @@ class MaskedSubspaceHead(nn.Module):
         if uncertainty is not None and wide is not None:
             widths = {"sample": 1, "subspace": len(self.subspaces), "dimension": dim}
             self.uncertainty = _Predictor(wide, widths[uncertainty])
+        self._identity = Identity()
         self.register_load_state_dict_pre_hook(_refuse_another_head)  # type: ignore[no-untyped-call]
 
     def forward(self, h: Tensor) -> SubspaceOutput:
+        if not torch.compiler.is_compiling():
+            self._identity.check(self._describe)
         if self.uncertainty is not None:
             check_embedding("h", h)
             if h.shape[1] != self.uncertainty.in_features:
@@ -274,7 +279,9 @@ class MaskedSubspaceHead(nn.Module):
                 wanted = "a name that the head does not have" if name in self.subspaces else "one of subspaces"
                 raise ValueError(f"new: got {name!r}, wanted {wanted}")
         rows = [None if name in new else self.subspace_index(name) for name in names]
+        self._identity.check(self._describe)
         head = copy.deepcopy(self)
+        head._identity = Identity()
         head.subspaces = names
         head.masks = self.masks.select(rows)
         head._set_kinds(kinds)
@@ -291,17 +298,24 @@ class MaskedSubspaceHead(nn.Module):
 
     def get_extra_state(self) -> Tensor:
         """Names and settings as bytes of JSON: a tensor, since averaging and checkpointing tools expect it."""
-        return encode_state(
-            {
-                "subspaces": self.subspaces,
-                "masks": describe_masks(self.masks),
-                "kinds": self._rows,
-                "uncertainty": self.granularity,
-            }
-        )
+        return self._identity.hand_out(self._describe())
 
     def set_extra_state(self, state: Tensor) -> None:
         """Nothing to set: what differs has been refused before."""
+        self._identity.restore(self._describe())
+
+    def _describe(self) -> dict[str, Any]:
+        return {
+            "subspaces": self.subspaces,
+            "masks": describe_masks(self.masks),
+            "kinds": self._rows,
+            "uncertainty": self.granularity,
+        }
+
+    def train(self, mode: bool = True) -> Self:
+        """As any module; compiled code, which does not look whose weights were written in place, has it done here."""
+        self._identity.check(self._describe)
+        return super().train(mode)
 
     def extra_repr(self) -> str:
         return f"subspaces={self.subspaces}"
@@ -341,20 +355,5 @@ def bound_log_variance(raw: Tensor) -> Tensor:
 def _refuse_another_head(head: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
     assert isinstance(head, MaskedSubspaceHead)
     stored = state_dict.get(f"{prefix}_extra_state")
-    if stored is None:  # load_state_dict reports a missing key itself
-        return
-    state = decode_state(stored)
-    names, masks = tuple(state["subspaces"]), state["masks"]
-    if names != head.subspaces:
-        raise ValueError(
-            f"state_dict: got a head of subspaces {names}, wanted {head.subspaces}; nothing was loaded. "
-            "Load it into a head with its own subspaces, and take with_subspaces() of that"
-        )
-    own = describe_masks(head.masks)
-    if masks != own:
-        raise ValueError(f"state_dict: got masks of {masks}, wanted {own}, those of this head; nothing was loaded")
-    if None not in (state["uncertainty"], head.granularity) and state["uncertainty"] != head.granularity:
-        raise ValueError(
-            f"state_dict: got uncertainty per {state['uncertainty']}, wanted it per {head.granularity}, "
-            "that of this head; nothing was loaded"
-        )
+    if stored is not None:  # load_state_dict reports a missing key itself
+        head._identity.refuse(stored, head._describe())

@@ -1,0 +1,120 @@
+"""Names and settings that a checkpoint carries, with loaders that know nothing of them."""
+
+import copy
+
+import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import get_model_state_dict, set_model_state_dict
+
+from mast_ops import MaskedSubspaceHead
+
+H = torch.randn(4, 16, generator=torch.Generator().manual_seed(0))
+NAMES = ["crop", "color", "blur"]
+WRITTEN = "a loader has written its weights into this head already"
+
+
+def model(names: list[str], **options: object) -> nn.Sequential:
+    return nn.Sequential(nn.ReLU(), MaskedSubspaceHead(nn.Linear(16, 8), names, masks="sigmoid", **options))
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory) -> tuple[nn.Sequential, str]:
+    """A model, and the folder of its checkpoint."""
+    one, folder = model(NAMES), str(tmp_path_factory.mktemp("checkpoint"))
+    dcp.save(one.state_dict(), checkpoint_id=folder)
+    return one, folder
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+def test_a_distributed_checkpoint_comes_back(saved):
+    """Into a head of other pairs too."""
+    one, folder = saved
+    for options in ({}, {"kinds": torch.ones(3, 3, dtype=torch.bool).tril()}):
+        other = model(NAMES, **options)
+        state = other.state_dict()
+        dcp.load(state, checkpoint_id=folder)
+        assert torch.equal(other.train()(H).masks, one(H).masks)
+        other.load_state_dict(state)
+        assert torch.equal(other(H).embedding, one(H).embedding)
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+@pytest.mark.parametrize("names", [["color", "crop", "blur"], ["a name that is longer", "another of them", "x"]])
+def test_weights_of_other_names_do_not_pass_when_written_in_place(saved, names):
+    """No head sees torch.distributed.checkpoint at work: its own tensors are written, of whatever names."""
+    one, folder = saved
+    for take in (nn.Module.state_dict, get_model_state_dict):
+        other = model(names)
+        own = copy.deepcopy(other.state_dict())
+        state = take(other)
+        dcp.load(state, checkpoint_id=folder)
+        for use in (
+            lambda x: x(H),
+            nn.Module.train,
+            nn.Module.eval,
+            lambda x: x.load_state_dict(state),  # noqa: B023
+            lambda x: set_model_state_dict(x, state),  # noqa: B023
+            lambda x: x[1].with_subspaces(names[:2]),
+            lambda x: copy.deepcopy(x)(H),
+        ):
+            with pytest.raises(
+                ValueError, match=rf"got a head of subspaces \('crop', .*, wanted .*{names[0]}.*{WRITTEN}"
+            ):
+                use(other)
+        assert_same(other.state_dict(), one.state_dict())  # a checkpoint of it tells whose weights these are
+        other.load_state_dict(own)
+        assert_same(other.eval().state_dict(), own)
+        other(H)
+
+
+def test_what_is_loaded_as_it_should_be_is_refused_before_anything_is_written(saved):
+    one, other = saved[0], model(["color", "crop", "blur"])
+    before = copy.deepcopy(other.state_dict())
+    with pytest.raises(ValueError, match=r"wanted .*'color', 'crop', 'blur'.*nothing was loaded"):
+        other.load_state_dict(one.state_dict())
+    assert_same(other.state_dict(), before)
+    other(H)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64])
+def test_a_state_dict_of_another_dtype_keeps_its_names(dtype):
+    """float16 and bfloat16 have every whole number up to 255."""
+    one, other = model(NAMES), model(NAMES[::-1])
+    state = {name: x.to(dtype) for name, x in one.state_dict().items()}
+    model(NAMES).load_state_dict(state)
+    with pytest.raises(ValueError, match="got a head of subspaces"):
+        other.load_state_dict(state)
+
+
+def test_an_average_of_names_says_what_it_is():
+    def mean(x: Tensor, y: Tensor) -> Tensor:
+        return (x.float() + y.float()) / 2
+
+    one, other = model(NAMES), model(["crop", "color", "noise"])
+    same, unlike = (
+        {name: mean(x, two.state_dict()[name]) for name, x in one.state_dict().items()} for two in (model(NAMES), other)
+    )
+    model(NAMES).load_state_dict(same)
+    with pytest.raises(ValueError, match=r"got torch.float32 of other than whole numbers.*holds names as bytes"):
+        model(NAMES).load_state_dict(unlike)
+
+
+def test_a_head_that_handed_out_its_state_works_on():
+    """Exported, compiled, copied, and in inference mode."""
+    head = model(NAMES)
+    with torch.inference_mode():
+        head.state_dict()
+    head[1].state_dict()["_extra_state"].add_(0)  # somebody wrote what it says already
+    wanted = head(H)
+    for same in (
+        copy.deepcopy(head),
+        torch.export.export(head, (H,)).module(),
+        torch.compile(head, fullgraph=True, backend="eager"),
+    ):
+        assert torch.equal(same(H)[1], wanted.masks)
+
+
+def assert_same(state: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
+    torch.testing.assert_close(state, wanted, rtol=0, atol=0)
