@@ -41,7 +41,7 @@ PAGES = {  # and the parts of each
         "difficulty",
         "ablations",
     ),
-    "examples/README.md": METHODS,
+    "examples/README.md": (*METHODS, "cost"),
     "mast_ops/README.md": ("versions",),
 }
 SHORT = ("looc", "longer", "emoji")  # files of the evidence that have a table of means alone

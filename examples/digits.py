@@ -1,11 +1,14 @@
 """Real digits under augmentations whose draws are known, and small networks for them: what all examples share."""
 
+import argparse
 import itertools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
@@ -75,32 +78,56 @@ class Blur(Augmentation):
 AUGMENTATIONS = {"scale": Scale(), "rotate": Rotate(), "shift": Shift(), "color": Color(), "blur": Blur()}
 
 
-def load_images() -> tuple[Tensor, Tensor]:
+def load_images(*, colored: bool = False) -> tuple[Tensor, Tensor]:
+    """Digits (N, 3, SIZE, SIZE), white on black, or coloured on coloured paper, and their classes."""
     digits = load_digits()
     images = torch.tensor(digits.images, dtype=torch.float32)[:, None] / 16
     images = F.interpolate(images, size=SIZE, mode="bilinear", align_corners=False)
+    if colored:
+        generator = torch.Generator().manual_seed(0)
+        paper = torch.rand(len(images), 3, 1, 1, generator=generator)
+        ink, paper = ((color / color.amax(dim=1, keepdim=True)) for color in (1 - paper, paper))
+        images = paper.lerp(ink, images)
     return images.expand(-1, 3, -1, -1).contiguous(), torch.tensor(digits.target)
 
 
-class Pairs(torch.utils.data.Dataset):
-    """Digits as a data loader wants them: what the transform makes of an image, and its class."""
+class Digits(torch.utils.data.Dataset):
+    """As torchvision's data sets: what the transform makes of a PIL image, and its class."""
 
-    def __init__(self, transform: Callable[[Tensor], object]) -> None:
-        self.images, self.labels = load_images()
+    def __init__(self, transform: Callable[[Image.Image], object], count: int | None = None) -> None:
+        images, labels = load_images(colored=True)
+        self.images = (255 * images[:count]).byte().permute(0, 2, 3, 1).numpy()
+        self.labels = labels[:count].tolist()
         self.transform = transform
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self.labels)
 
     def __getitem__(self, i: int) -> tuple[object, int]:
-        return self.transform(self.images[i]), int(self.labels[i])
+        return self.transform(Image.fromarray(self.images[i])), self.labels[i]
 
 
-def loader(transform: Callable[[Tensor], object], steps: int) -> torch.utils.data.DataLoader:
-    """So many batches of random images."""
-    dataset = Pairs(transform)
-    sampler = torch.utils.data.RandomSampler(dataset, replacement=True, num_samples=steps * BATCH)
-    return torch.utils.data.DataLoader(dataset, BATCH, sampler=sampler)
+class TwoViews:
+    """How plain scripts make a pair: one transform, drawn twice."""
+
+    def __init__(self, transform: Callable[[Image.Image], Tensor]) -> None:
+        self.transform = transform
+
+    def __call__(self, image: Image.Image) -> tuple[Tensor, Tensor]:
+        return self.transform(image), self.transform(image)
+
+
+def arguments(description: str | None, *, checkpoint: bool = False) -> argparse.Namespace:
+    """What the scripts take."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument("--images", type=int, help="use the first so many; all by default")
+    parser.add_argument("--workers", type=int, default=2, help="processes that load data")
+    parser.add_argument("--seed", type=int, default=0)
+    if checkpoint:
+        parser.add_argument("--checkpoint", type=Path, help="is written; if it is there, training goes on")
+    return parser.parse_args()
 
 
 def render(images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -125,17 +152,6 @@ def tasks(labels: Tensor, draws: dict[str, Tensor]) -> dict[str, Tensor]:
         "position": 3 * row + column,
         "scale": binned(draws["scale"][:, 0], 4),
     }
-
-
-def compose(augmentations: Mapping[str, Augmentation]) -> Callable[[Tensor], Tensor]:
-    """All augmentations in turn, drawn anew at every call: how plain scripts make a view."""
-
-    def augment(x: Tensor) -> Tensor:
-        for augmentation in augmentations.values():
-            x = augmentation(x)
-        return x
-
-    return augment
 
 
 def make_backbone() -> nn.Module:

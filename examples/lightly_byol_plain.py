@@ -7,25 +7,14 @@ import torch
 from lightly.loss import NegativeCosineSimilarity
 from lightly.models.modules import BYOLPredictionHead, BYOLProjectionHead
 from lightly.models.utils import deactivate_requires_grad, update_momentum
-from lightly.transforms.multi_view_transform import MultiViewTransform
+from lightly.transforms import BYOLTransform, BYOLView1Transform, BYOLView2Transform
 from torch import nn
-from torchvision.transforms import v2 as T
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 import digits
 
-parser = argparse.ArgumentParser(description=__doc__)
-parser.add_argument("--steps", type=int, default=200)
-parser.add_argument("--seed", type=int, default=0)
-args = parser.parse_args()
-torch.manual_seed(args.seed)
-
-augmentations = {
-    "crop": T.RandomResizedCrop(digits.SIZE, scale=(0.5, 1.0), antialias=True),
-    "rotate": T.RandomRotation(45),
-    "color": T.ColorJitter(0.8, 0.8, 0.8, 0.2),
-}
-transform = MultiViewTransform([T.Compose(list(augmentations.values()))] * 2)
+transform = BYOLTransform(BYOLView1Transform(digits.SIZE), BYOLView2Transform(digits.SIZE))
 
 
 class BYOL(nn.Module):
@@ -47,19 +36,28 @@ class BYOL(nn.Module):
         return self.projection_head_momentum(self.backbone_momentum(x)).detach()
 
 
-model = BYOL(digits.make_backbone())
-criterion = NegativeCosineSimilarity()
-optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
+def main(args: argparse.Namespace) -> None:
+    torch.manual_seed(args.seed)
+    dataset = digits.Digits(transform, args.images)
+    loader = DataLoader(dataset, args.batch, shuffle=True, drop_last=True, num_workers=args.workers)
+    model = BYOL(digits.make_backbone())
+    criterion = NegativeCosineSimilarity()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
 
-for views, _ in (progress := tqdm(digits.loader(transform, args.steps))):
-    update_momentum(model.backbone, model.backbone_momentum, m=0.99)
-    update_momentum(model.projection_head, model.projection_head_momentum, m=0.99)
-    x0, x1 = views
-    p0, z0 = model(x0), model.forward_momentum(x0)
-    p1, z1 = model(x1), model.forward_momentum(x1)
-    loss = 0.5 * (criterion(p0, z1) + criterion(p1, z0))
-    optimizer.zero_grad()
-    loss.backward()
-    optimizer.step()
-    progress.set_postfix(loss=f"{loss.item():.3f}")
-print(f"loss {loss.item():.3f}")
+    for _ in (progress := tqdm(range(args.epochs))):
+        for views, _ in loader:
+            update_momentum(model.backbone, model.backbone_momentum, m=0.99)
+            update_momentum(model.projection_head, model.projection_head_momentum, m=0.99)
+            x0, x1 = views
+            p0, z0 = model(x0), model.forward_momentum(x0)
+            p1, z1 = model(x1), model.forward_momentum(x1)
+            loss = 0.5 * (criterion(p0, z1) + criterion(p1, z0))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        progress.set_postfix(loss=f"{loss.item():.3f}")
+    print(f"loss {loss.item():.3f}")
+
+
+if __name__ == "__main__":
+    main(digits.arguments(__doc__))

@@ -5,25 +5,14 @@ import argparse
 import torch
 from lightly.loss import NTXentLoss
 from lightly.models.modules import SimCLRProjectionHead
-from lightly.transforms.multi_view_transform import MultiViewTransform
+from lightly.transforms import SimCLRTransform
 from torch import nn
-from torchvision.transforms import v2 as T
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 import digits
 
-parser = argparse.ArgumentParser(description=__doc__)
-parser.add_argument("--steps", type=int, default=200)
-parser.add_argument("--seed", type=int, default=0)
-args = parser.parse_args()
-torch.manual_seed(args.seed)
-
-augmentations = {
-    "crop": T.RandomResizedCrop(digits.SIZE, scale=(0.5, 1.0), antialias=True),
-    "rotate": T.RandomRotation(45),
-    "color": T.ColorJitter(0.8, 0.8, 0.8, 0.2),
-}
-transform = MultiViewTransform([T.Compose(list(augmentations.values()))] * 2)
+transform = SimCLRTransform(digits.SIZE, min_scale=0.5, gaussian_blur=0.0)
 
 
 class SimCLR(nn.Module):
@@ -37,16 +26,25 @@ class SimCLR(nn.Module):
         return self.projection_head(self.backbone(x))
 
 
-model = SimCLR(digits.make_backbone())
-criterion = NTXentLoss(temperature=0.5)
-optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
+def main(args: argparse.Namespace) -> None:
+    torch.manual_seed(args.seed)
+    dataset = digits.Digits(transform, args.images)
+    loader = DataLoader(dataset, args.batch, shuffle=True, drop_last=True, num_workers=args.workers)
+    model = SimCLR(digits.make_backbone())
+    criterion = NTXentLoss(temperature=0.5)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
 
-for views, _ in (progress := tqdm(digits.loader(transform, args.steps))):
-    x0, x1 = views
-    z0, z1 = model(x0), model(x1)
-    loss = criterion(z0, z1)
-    optimizer.zero_grad()
-    loss.backward()
-    optimizer.step()
-    progress.set_postfix(loss=f"{loss.item():.3f}")
-print(f"loss {loss.item():.3f}")
+    for _ in (progress := tqdm(range(args.epochs))):
+        for views, _ in loader:
+            x0, x1 = views
+            z0, z1 = model(x0), model(x1)
+            loss = criterion(z0, z1)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        progress.set_postfix(loss=f"{loss.item():.3f}")
+    print(f"loss {loss.item():.3f}")
+
+
+if __name__ == "__main__":
+    main(digits.arguments(__doc__))

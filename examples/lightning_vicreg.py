@@ -1,27 +1,19 @@
-"""VICReg in Lightning: `python examples/lightning_vicreg_plain.py`, with MAST `python examples/lightning_vicreg.py`."""
+"""VICReg in Lightning: `python examples/lightning_vicreg_plain.py`, with MAST `python examples/lightning_vicreg.py`.
+
+In mixed precision, and with a checkpoint from which training goes on.
+"""
 
 import argparse
 
 import pytorch_lightning as pl
 import torch
 from lightly.models.modules.heads import VICRegProjectionHead
-from torchvision.transforms import v2 as T
+from torch.utils.data import DataLoader
 
 import digits
-from mast_ops import FactorizedViews, MaskedSubspaceHead, SubspaceVICRegLoss
+from mast_ops import MaskedSubspaceHead, SubspaceVICRegLoss, recipes
 
-parser = argparse.ArgumentParser(description=__doc__)
-parser.add_argument("--steps", type=int, default=200)
-parser.add_argument("--seed", type=int, default=0)
-args = parser.parse_args()
-pl.seed_everything(args.seed)
-
-augmentations = {
-    "crop": T.RandomResizedCrop(digits.SIZE, scale=(0.5, 1.0), antialias=True),
-    "rotate": T.RandomRotation(45),
-    "color": T.ColorJitter(0.8, 0.8, 0.8, 0.2),
-}
-transform = FactorizedViews(augmentations, pairs="mixed")
+transform = recipes.make_views("vicreg", digits.SIZE)
 
 
 class VICReg(pl.LightningModule):
@@ -45,6 +37,19 @@ class VICReg(pl.LightningModule):
         return torch.optim.AdamW(self.parameters(), lr=2e-3)
 
 
-trainer = pl.Trainer(max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False, log_every_n_steps=1)
-trainer.fit(VICReg(), digits.loader(transform, args.steps))
-print(f"loss {trainer.callback_metrics['loss']:.3f}")
+def main(args: argparse.Namespace) -> None:
+    pl.seed_everything(args.seed, workers=True, verbose=False)
+    dataset = digits.Digits(transform, args.images)
+    loader = DataLoader(dataset, args.batch, shuffle=True, drop_last=True, num_workers=args.workers)
+    trainer = pl.Trainer(
+        max_epochs=args.epochs, precision="bf16-mixed", logger=False, enable_checkpointing=False, log_every_n_steps=1
+    )
+    goes_on = args.checkpoint and args.checkpoint.exists()
+    trainer.fit(VICReg(), loader, ckpt_path=args.checkpoint if goes_on else None)
+    if args.checkpoint:
+        trainer.save_checkpoint(args.checkpoint)
+    print(f"loss {trainer.callback_metrics['loss']:.3f}")
+
+
+if __name__ == "__main__":
+    main(digits.arguments(__doc__, checkpoint=True))

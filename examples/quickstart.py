@@ -164,12 +164,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=700, help="training steps of each method")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--images", type=int, help="use the first so many; all by default")
     parser.add_argument("--out", type=Path, default=Path("out/quickstart"), help="folder of figures and JSON")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
 
-    images, labels = load_images()
+    images, labels = (part[: args.images] for part in load_images())
     held_out = torch.arange(len(images)) % 4 == 0
     train_images, train_labels = images[~held_out], labels[~held_out]
     train_set = rendered_tasks(train_images, train_labels, copies=3, seed=1_000_001)

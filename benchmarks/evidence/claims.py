@@ -234,8 +234,19 @@ def _relation(relation: Runs) -> str:
     )
 
 
-def _difference(methods: Runs, ours: str, other: str, kind: str = "linear") -> list[float]:
-    pairs = zip(scores(methods[ours], kind)["mean"], scores(methods[other], kind)["mean"], strict=True)
+def cost(document: dict[str, Any]) -> str:
+    """What MAST costs where no augmentation matters: a probe's accuracy on the class."""
+    methods = document["results"]["methods"]
+    lines = ["| linear probe on the class, % | plain | MAST | difference |", "|---|---:|---:|---:|"]
+    for base, title in _BASES.items():
+        plain, mast = (scores(methods[f"{base}/{key}"])["class"] for key in ("composed", "mast"))
+        apart = _difference(methods, f"{base}/mast", f"{base}/composed", task="class")
+        lines.append(f"| {title} | {_figure(plain)} | {_figure(mast)} | {_figure(apart)} |")
+    return "\n".join(lines)
+
+
+def _difference(methods: Runs, ours: str, other: str, kind: str = "linear", task: str = "mean") -> list[float]:
+    pairs = zip(scores(methods[ours], kind)[task], scores(methods[other], kind)[task], strict=True)
     return [a - b for a, b in pairs]
 
 
