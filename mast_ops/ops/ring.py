@@ -8,7 +8,7 @@ With the anchors themselves as candidates (NT-Xent) scores are symmetric. A pair
 the two, and the other is told; only with an even number of ranks those who sit opposite each do their own half.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -52,28 +52,16 @@ def forward(kernels: ContrastKernels, problem: Contrast) -> Contrasted:
 def backward(kernels: ContrastKernels, problem: Contrast, grads: Both, lse: Both) -> ContrastGradients:
     """Gradients of the sum over all ranks' losses, by this rank's z0 and z1, and by its copy of the masks and of the
     inverse temperature."""
-    g_z0, g_z1, g_masks, g_inverse = kernels.backward(problem, grads, lse)
-    ring = _Ring(problem)
     side = 0 if problem.symmetric else 1
     none = grads[1].new_empty(0, *grads[1].shape[1:])
-    abroad: Tensor | None = None  # the gradient that a block has gathered away from home
-    distance = 0
-    for step, block in ring.blocks():
+
+    def of(block: Tensor, ring: "_Ring", step: _Step) -> ContrastGradients:
         home = grads[side], lse[side]
         g_others, others_lse = (ring.shift(x, 0, step.distance) for x in home) if step.both_ways else (none, none)
-        g_anchors, met, *g_shared = kernels.backward(
-            _with_strangers(problem, block, step), (grads[0], g_others), (lse[0], others_lse)
-        )
-        assert met is not None
-        g_z0, g_masks, g_inverse = g_z0 + g_anchors, g_masks + g_shared[0], g_inverse + g_shared[1]
-        abroad = met if abroad is None else ring.shift(abroad, distance, step.distance).add_(met)
-        distance = step.distance
-    if abroad is None:
-        return ContrastGradients(g_z0, g_z1, g_masks, g_inverse)
-    abroad = ring.shift(abroad, distance, 0)
-    if g_z1 is None:
-        return ContrastGradients(g_z0 + abroad, None, g_masks, g_inverse)
-    return ContrastGradients(g_z0, g_z1 + abroad, g_masks, g_inverse)
+        strangers = _with_strangers(problem, block, step)
+        return kernels.backward(strangers, (grads[0], g_others), (lse[0], others_lse))
+
+    return _around(problem, kernels.backward(problem, grads, lse), of)
 
 
 def sigmoid(kernels: SigmoidKernels, problem: Contrast, bias: Tensor) -> tuple[Tensor, Tensor]:
@@ -88,20 +76,34 @@ def sigmoid(kernels: SigmoidKernels, problem: Contrast, bias: Tensor) -> tuple[T
 
 def sigmoid_backward(kernels: SigmoidKernels, problem: Contrast, bias: Tensor, grad: Tensor) -> ContrastGradients:
     """Gradients of the sum over all ranks' losses, as above."""
-    g_z0, g_z1, g_masks, g_inverse = kernels.backward(problem, bias, grad)
+
+    def of(block: Tensor, ring: "_Ring", step: _Step) -> ContrastGradients:
+        return kernels.backward(_with_visitors(problem, block, ring, step), bias, grad)
+
+    return _around(problem, kernels.backward(problem, bias, grad), of)
+
+
+def _around(
+    problem: Contrast, own: ContrastGradients, of: "Callable[[Tensor, _Ring, _Step], ContrastGradients]"
+) -> ContrastGradients:
+    """``own`` gradients and those ``of`` every block that visits; what a block gathers abroad goes home with it."""
+    g_z0, g_z1, g_masks, g_inverse = own
+    del own  # with it the first gradients would live beside their sums
     ring = _Ring(problem)
     abroad: Tensor | None = None
     distance = 0
     for step, block in ring.blocks():
-        g_anchors, met, *g_shared = kernels.backward(_with_visitors(problem, block, ring, step), bias, grad)
+        g_anchors, met, *g_shared = of(block, ring, step)
         assert met is not None
         g_z0, g_masks, g_inverse = g_z0 + g_anchors, g_masks + g_shared[0], g_inverse + g_shared[1]
         abroad = met if abroad is None else ring.shift(abroad, distance, step.distance).add_(met)
         distance = step.distance
-    assert g_z1 is not None
-    if abroad is not None:
-        g_z1 = g_z1 + ring.shift(abroad, distance, 0)
-    return ContrastGradients(g_z0, g_z1, g_masks, g_inverse)
+    if abroad is None:
+        return ContrastGradients(g_z0, g_z1, g_masks, g_inverse)
+    abroad = ring.shift(abroad, distance, 0)
+    if g_z1 is None:
+        return ContrastGradients(g_z0 + abroad, None, g_masks, g_inverse)
+    return ContrastGradients(g_z0, g_z1 + abroad, g_masks, g_inverse)
 
 
 def _with_visitors(problem: Contrast, block: Tensor, ring: "_Ring", step: _Step) -> Contrast:
