@@ -10,6 +10,7 @@ finite among them: a blank cell or a missing point would say nothing.
 """
 
 from collections.abc import Mapping, Sequence
+from io import BytesIO
 from math import isnan
 from typing import Any, Literal
 
@@ -43,6 +44,15 @@ _MARKERS = ("o", "s", "^", "D", "v")  # 5 and 6 have no common factor: 30 differ
 _MOST_DRAWS = 1000
 _LONGEST = 30  # letters beside a bar
 _SHADES = "Blues"  # one hue, light to dark: readable in grey
+
+
+class _Picture(Figure):
+    """A figure that a notebook shows, with or without ``%matplotlib inline``; pyplot does not know it."""
+
+    def _repr_png_(self) -> bytes:
+        file = BytesIO()
+        self.savefig(file, format="png")
+        return file.getvalue()
 
 
 def plot_masks(masks: Tensor, names: Sequence[str], *, threshold: float = 0.5, ax: Axes | None = None) -> Axes:
@@ -115,10 +125,10 @@ def plot_pairs(views: FactorizedViews, images: Any) -> Figure:
     else:
         missing = views.kind_names[min(wanted - set(pairs))]
         raise ValueError(f"views: got no pair of {missing!r} in {_MOST_DRAWS} calls, wanted one of every kind")
-    figure = Figure(figsize=(5.4, 0.5 + 1.7 * len(pairs)), layout="constrained")
+    figure = _Picture(figsize=(5.4, 0.5 + 1.7 * len(pairs)), layout="constrained")
     axes = figure.subplots(len(pairs), 3, squeeze=False)
     for row, kind in zip(axes, sorted(pairs), strict=True):
-        first, second = (_picture(view) for view in pairs[kind])
+        first, second = (_pixels(view) for view in pairs[kind])
         low, high = min(0.0, float(first.min()), float(second.min())), max(1.0, float(first.max()), float(second.max()))
         shown_views = [(view - low) / (high - low) for view in (first, second)]
         apart = (shown_views[0] - shown_views[1]).abs() if first.shape == second.shape else None
@@ -135,7 +145,7 @@ def plot_pairs(views: FactorizedViews, images: Any) -> Figure:
     return figure
 
 
-def _picture(view: Any) -> Tensor:
+def _pixels(view: Any) -> Tensor:
     """(H, W, 1) or (H, W, 3), float32, 8-bit values from 0 to 1; of other channels their mean."""
     if isinstance(view, Tensor):
         values = view.detach().cpu()
@@ -228,12 +238,14 @@ def plot_sets(
 def plot_summary(masks: Tensor, names: Sequence[str], *, threshold: float = 0.5) -> Figure:
     """What masks close, in one figure of four parts: each dimension, each mask, each set of masks, each two masks.
 
-    pyplot does not know the figure: save it with ``figure.savefig``. Arguments and errors: `plot_masks`.
+    pyplot does not know the figure: save it with ``figure.savefig``, or let a notebook show it.
+
+    Arguments and errors: `plot_masks`.
     """
     _check(masks, names)
     check_fraction("threshold", threshold)
     side, high = 2.4 + 0.45 * len(names), 1.6 + 0.3 * len(names)
-    figure = Figure(figsize=(12.5, high + max(side, 3.6)), layout="constrained")
+    figure = _Picture(figsize=(12.5, high + max(side, 3.6)), layout="constrained")
     parts: Any = figure.subfigures(2, 1, height_ratios=(high, max(side, 3.6)))
     upper, lower = parts
     left, right = upper.subplots(1, 2, width_ratios=(3, 2), gridspec_kw={"wspace": 0.06})

@@ -97,6 +97,17 @@ def test_mast_is_a_diff_of_at_most_six_lines_beside_a_peer(method: str):
     assert len(lost) <= 7
 
 
+def test_notebook_runs_and_holds_no_output(monkeypatch):
+    monkeypatch.syspath_prepend(EXAMPLES)
+    cells = json.loads((EXAMPLES / "masks.ipynb").read_text())["cells"]
+    assert not any(cell.get("outputs") for cell in cells)
+    code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+    assert code.count("STEPS, IMAGES = 150, 1797") == 1
+    scope = {}
+    exec(code.replace("150, 1797", "2, 200"), scope)
+    assert scope["head"].subspaces == tuple(scope["digits"].AUGMENTATIONS)
+
+
 def test_quickstart_prints_a_table_and_writes_its_results(run, tmp_path: Path):
     printed = run("quickstart.py", "--steps", "2", "--images", "120", "--out", tmp_path)
     for words in ("class", "color", "orientation", "position", "scale", "mean", "VICReg", "MAST", "no masks", "chance"):

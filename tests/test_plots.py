@@ -134,6 +134,7 @@ def test_sets_of_masks_that_close_a_dimension_have_a_bar_each():
 def test_no_part_of_the_summary_is_a_constant_at_the_default_coverage():
     masks = MaskedSubspaceHead(torch.nn.Linear(2, 64), NAMES).masks().detach()
     figure = plot_summary(masks, NAMES)
+    assert figure._repr_png_()[:4] == b"\x89PNG"  # what a notebook shows
     heat, each, _, every, overlap = figure.get_axes()
     assert len(set(heat.get_images()[0].get_array().ravel().tolist())) > 1
     assert [bar.get_width() for bar in each.containers[0]] == [3, 3, 3]
