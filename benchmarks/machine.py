@@ -11,7 +11,8 @@ import torch
 
 import mast_ops
 
-_PACKAGES = ("triton", "numpy", "lightly", "pytorch-metric-learning", "cut-cross-entropy", "liger-kernel")
+_PEERS = ("lightly", "pytorch-metric-learning", "cut-cross-entropy", "liger-kernel")
+_PACKAGES = ("triton", "numpy", "torchvision", "kornia", *_PEERS)
 _VARIABLES = ("OMP_", "MKL_", "KMP_", "MALLOC_", "LD_PRELOAD", "TORCH", "TRITON_", "PYTORCH_", "CUDA_", "MAST_OPS_")
 
 

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import summary, tables, versions
+from benchmarks import summary, tables, versions, views
 from benchmarks.distributed import __main__ as distributed
 from benchmarks.evidence import claims, difficulty, relations, report
 
@@ -28,7 +28,7 @@ RANKS = Path("cpu") / "distributed.json"
 EVIDENCE = Path("evidence")  # a folder: pages but the full one show its main file
 PAGES = {  # and the parts of each
     "README.md": ("result",),
-    "benchmarks/README.md": DEVICES,
+    "benchmarks/README.md": (*DEVICES, "views"),
     "benchmarks/distributed/README.md": ("distributed",),
     "benchmarks/evidence/README.md": (
         "evidence",
@@ -45,6 +45,7 @@ PAGES = {  # and the parts of each
     "mast_ops/README.md": ("versions",),
 }
 SHORT = ("looc", "longer", "emoji")  # files of the evidence that have a table of means alone
+FILES = {"versions": versions.markdown, "views": views.markdown}  # parts made of one file of results
 APART = {"relations": relations.text, "difficulty": difficulty.text}  # suites of their own
 UNMEASURED = "Not measured."
 
@@ -76,9 +77,9 @@ def part(name: str, folder: Path, results: Path) -> str:
         return diff(name)
     if name in DEVICES:
         return short(results / name, folder)
-    if name == "versions":
-        file = results / "versions.json"
-        return versions.markdown(json.loads(file.read_text())) if file.exists() else UNMEASURED
+    if name in FILES:
+        file = results / f"{name}.json"
+        return FILES[name](json.loads(file.read_text())) if file.exists() else UNMEASURED
     if name == "distributed":
         return ranks(results / RANKS, brief=True)
     if name in APART:

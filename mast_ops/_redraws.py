@@ -1,63 +1,72 @@
-"""Draws made anew, until the two views of a pair differ."""
+"""Draws made anew, until the views of an image differ."""
 
 import random
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mast_ops._draws import Augmentation, alike, copied, draw
+from mast_ops._draws import alike, copied, draw
 from mast_ops._images import check_rows
+from mast_ops._steps import Step, Which
 
 REDRAWS = 32  # what acts in a tenth of its calls then gives two equal views once in 600 times
-_AT_ONCE = 8  # of each sample of a batch: calls are few, where one costs as much for ten samples as for two
+_SHARE = 8  # a round may redraw this part of a batch,
+_NUMBERS = 2**16  # or so many pixels: a call's own cost should be met by several draws of few samples, or of small ones
+_MOST = 8  # of a sample in a round: what makes one draw for a whole batch needs several rounds
+_STRIDE = 8  # of the pixels that are compared first: views that differ mostly do so there
 
 
 def redraw_rows(
-    name: str,
-    call: Augmentation,
-    before: tuple[Tensor, Tensor],
-    views: tuple[Tensor, Tensor],
-    rows: Tensor,
-    *,
-    seeds: random.Random,
+    step: Step[Tensor], start: Callable[[int, Tensor], Tensor], views: Sequence[Tensor], rows: Tensor
 ) -> bool:
-    """Draws those of these rows anew whose views are equal, in place; `before` is what the rows were drawn of.
+    """Draws those of these rows anew whose views are all equal, in place; whether some differ then in each.
 
-    Whether all differ then.
+    `start(view, rows)` gives what the rows of a view were drawn of.
     """
-    for _ in range(REDRAWS // _AT_ONCE):
-        equal = ~_rows_differ(*(view[rows] for view in views)) if len(rows) > 0 else rows.bool()
-        if not equal.any():
-            return True
-        rows, before = rows[equal], (before[0][equal], before[1][equal])
-        drawn = []
-        for start in before:
-            many = draw(name, call, start.repeat_interleave(_AT_ONCE, 0), seeds.getrandbits(32))
-            check_rows(name, many, _AT_ONCE * len(rows), like=views[0])
-            drawn.append(many)
-        found = _rows_differ(*drawn).view(len(rows), _AT_ONCE).long().argmax(1)  # the first that differs
-        found += _AT_ONCE * torch.arange(len(rows), device=rows.device)
-        for view, many in zip(views, drawn, strict=True):
-            view[rows] = many[found]
-    return bool(_rows_differ(*(view[rows] for view in views)).all())
+    rows = rows[_all_equal(views, rows)]
+    seeds = _more_seeds(step)
+    done, num = 0, 1  # of each row
+    at_once = max(len(views[0]) // _SHARE, _NUMBERS // max(1, views[0][0].numel()))
+    while len(rows) > 0 and done < REDRAWS:
+        num = min(_MOST, REDRAWS - done, max(2 * num, at_once // len(rows)))
+        redrawn = []
+        for v in range(len(views)):
+            many = start(v, rows).repeat_interleave(num, 0)
+            redrawn.append(draw(step.name, step.call, many, seeds.getrandbits(32)))
+            check_rows(step.name, redrawn[v], num * len(rows), like=views[0])
+        equal = _all_equal(redrawn, torch.arange(num * len(rows), device="cpu")).view(len(rows), num)
+        found = (~equal).long().argmax(1) + num * torch.arange(len(rows), device="cpu")  # the first that differs
+        for view, many in zip(views, redrawn, strict=True):
+            view[rows.to(view.device)] = many[found.to(view.device)]
+        rows = rows[equal.all(1)]
+        done += num
+    return len(rows) == 0
 
 
-def redrawn(
-    name: str, call: Augmentation, before: tuple[Any, Any], seeds: random.Random
-) -> tuple[tuple[Any, Any], bool]:
-    """Both views of one image drawn anew until they differ, and whether they do."""
+def redrawn(step: Step[bool], before: Sequence[Any]) -> tuple[list[Any], bool]:
+    """All views of one image drawn anew until some of them differ, and whether they do."""
+    seeds = _more_seeds(step)
     for _ in range(REDRAWS):
-        view0, view1 = (draw(name, call, copied(start), seeds.getrandbits(32)) for start in before)
-        if not alike(view0, view1):
-            return (view0, view1), True
-    return (view0, view1), False
+        views = [draw(step.name, step.call, copied(start), seeds.getrandbits(32)) for start in before]
+        if not all(alike(views[0], view) for view in views[1:]):
+            return views, True
+    return views, False
 
 
-def more_seeds(shared: int, new: int) -> random.Random:
-    """Of the two that a call has drawn: redraws take nothing from its generator."""
-    return random.Random(shared << 32 | new)
+def _more_seeds(step: Step[Which]) -> random.Random:
+    """Of those that a call has drawn: redraws take nothing from its generator."""
+    return random.Random(int.from_bytes(b"".join(seed.to_bytes(4, "big") for seed in step.seeds), "big"))
 
 
-def _rows_differ(view0: Tensor, view1: Tensor) -> Tensor:
-    return (view0 != view1).flatten(1).any(1)
+def _all_equal(views: Sequence[Tensor], rows: Tensor) -> Tensor:
+    """Which of these rows, on the CPU: a device is waited for."""
+    equal = torch.ones(len(rows), dtype=torch.bool, device="cpu")
+    for pixels in (slice(None, None, _STRIDE), slice(None)):
+        places = equal.nonzero()[:, 0]
+        if len(places) > 0:
+            some = rows[places].to(views[0].device)
+            first, *others = (view[some, ..., pixels, pixels] if view.dim() == 4 else view[some] for view in views)
+            equal[places] = torch.stack([(first == other).flatten(1).all(1) for other in others]).all(0).cpu()
+    return equal

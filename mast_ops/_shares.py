@@ -29,7 +29,7 @@ def proportioned(weights: Tensor, num_pairs: int, generator: torch.Generator | N
     """
     ends = num_pairs * weights.cumsum(0)
     # Half of the offset's step from any whole number: an end that is whole but for rounding counts as whole.
-    offset = (torch.randint(2**32, (), generator=generator).double() + 0.5) / 2**32
-    counts = (ends + offset).long().diff(prepend=torch.zeros(1, dtype=torch.int64))
-    kind = torch.repeat_interleave(torch.arange(len(weights)), counts)
-    return kind[torch.randperm(num_pairs, generator=generator)]
+    offset = (torch.randint(2**32, (), generator=generator, device="cpu").double() + 0.5) / 2**32
+    counts = (ends + offset).long().diff(prepend=torch.zeros(1, dtype=torch.int64, device="cpu"))
+    kind = torch.repeat_interleave(torch.arange(len(weights), device="cpu"), counts)
+    return kind[torch.randperm(num_pairs, generator=generator, device="cpu")]

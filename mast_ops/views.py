@@ -13,12 +13,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import get_worker_info
 
+from mast_ops._batch_views import views_of_batch
 from mast_ops._checks import check_flag, check_names
 from mast_ops._compose import take_apart
-from mast_ops._draws import Augmentation, alike, copied, draw, outer_states_kept
-from mast_ops._images import check_input, check_item, check_rows
-from mast_ops._redraws import REDRAWS, more_seeds, redraw_rows, redrawn
+from mast_ops._draws import Augmentation, draw, outer_states_kept
+from mast_ops._images import check_input
+from mast_ops._item_views import views_of_item
 from mast_ops._shares import checked_shares, proportioned
+from mast_ops._steps import Step
 from mast_ops._trials import Trials
 from mast_ops.kinds import kinds_of, names_of_kinds
 
@@ -63,8 +65,7 @@ class FactorizedViews:
 
     * batched: x is an (N, C, H, W) tensor of any dtype; kind is int64 of shape (N,) on its device. Of N pairs,
       N * weights[s] are of kind s, rounded up or down at random so that the mean is exact; their order is random.
-      An augmentation handles a sample at most three times, and with pairs="single" all of them handle no more
-      samples than for two independent views.
+      But for its first uses and for redraws, an augmentation handles no more samples than for two independent views.
     * one item: x is a PIL image, a numpy array, or a tensor of up to three axes; kind is an int (int64 once
       collated) from a shuffled deck of S cards, made like a batch: of even weights, each kind comes once a round.
 
@@ -72,7 +73,7 @@ class FactorizedViews:
     half of its own pairs without a difference: where the last of a kind's augmentations leaves the views equal, it
     is drawn anew for both until they differ, at most 32 times. So a pair of one augmentation follows the law of two
     draws that differ; in a pair of several, each is drawn on its own, as in plain training, and it may be that only
-    one of them shows. On a device a batch waits for this comparison once an augmentation.
+    one of them shows. On a device a batch waits for these comparisons.
 
     A draw runs under a seed for torch (the CPU, and x's device), `random`, and numpy's global state where numpy is
     imported, and all of them are put back: a call advances `generator` by its decisions and seeds, and nothing
@@ -229,66 +230,24 @@ class FactorizedViews:
             return self._call(x)
 
     def _call(self, x: Any) -> ViewPair:
-        with torch.device("cpu"):  # whatever torch.set_default_device says: the generator is the CPU's
-            generator = self._generator_of_this_process()
-            # On the CPU: choosing a batch's rows by their kind then never waits for a device.
-            kind: Any = proportioned(self.weights, len(x), generator) if self._batched else self._dealt(generator)
-            # A shared and a new draw's seed for each augmentation; torch's CPU generator reads 32 bits of one.
-            seeds = torch.randint(2**32, (len(self._calls), 2), generator=generator).tolist()
-        make_views = self._views_of_batch if self._batched else self._views_of_item
+        generator = self._generator_of_this_process()
+        # On the CPU: choosing a batch's rows by their kind then never waits for a device.
+        kind: Any = proportioned(self.weights, len(x), generator) if self._batched else self._dealt(generator)
+        # torch's CPU generator reads 32 bits of a seed.
+        seeds = torch.randint(2**32, (len(self._calls), 3), generator=generator, device="cpu").tolist()
+        columns = (self._calls.keys(), self._calls.values(), seeds)
         with outer_states_kept(x):
-            view0, view1 = make_views(x, self.kinds[kind], self._is_last[kind], seeds)
+            views: list[Any]
+            if self._batched:
+                each = zip(*columns, self.kinds[kind].T, self._is_last[kind].T, strict=True)
+                views = views_of_batch(x, [Step(*one) for one in each], self._trials)
+            else:
+                alone = zip(*columns, self.kinds[kind].tolist(), self._is_last[kind].tolist(), strict=True)
+                views = views_of_item(x, [Step(*one) for one in alone], self._trials)
             if self._finalize is not None:
-                self._trials.use("finalize", self._finalize, view0)
-                view0, view1 = (draw("finalize", self._finalize, view, 0) for view in (view0, view1))
-        return ViewPair(view0, view1, kind.to(x.device) if self._batched else kind)
-
-    def _views_of_batch(
-        self, x: Tensor, differs: Tensor, is_last: Tensor, seeds: list[list[int]]
-    ) -> tuple[Tensor, Tensor]:
-        """`differs`, `is_last`: (N, K), on the CPU."""
-        view0 = view1 = x.clone()  # one will do: all that is read of view1 at first is `part`
-        apart = torch.zeros_like(differs[:, 0])
-        steps = zip(self._calls.items(), seeds, differs.T, is_last.T, strict=True)
-        for (name, call), (shared, new), anew, last in steps:
-            rows = anew.nonzero()[:, 0].to(x.device)
-            settled = last.nonzero()[:, 0].to(x.device)
-            part = view1[rows]  # a copy, made before the replay may work in place
-            before = view0[settled], view1[settled]
-            self._trials.use(name, call, view0)
-            view0 = draw(name, call, view0, shared)
-            check_rows(name, view0, len(x))
-            # The replay is for samples that are apart already; for the others it would give view0 again.
-            replay = bool((apart & ~anew).any())
-            view1 = draw(name, call, view1, shared) if replay else view0.clone()
-            if len(rows) > 0:
-                part = draw(name, call, part, new)
-                check_rows(name, part, len(rows), like=view0)
-                view1[rows] = part
-                seeds_anew = more_seeds(shared, new)
-                if not redraw_rows(name, call, before, (view0, view1), settled, seeds=seeds_anew):
-                    self._trials.warn_of_equal_views(name, REDRAWS)
-            apart |= anew
-        return view0, view1
-
-    def _views_of_item(self, x: Any, differs: Tensor, is_last: Tensor, seeds: list[list[int]]) -> tuple[Any, Any]:
-        """`differs`, `is_last`: (K,)."""
-        view0, view1 = copied(x), None  # before they differ the views are alike, and drawn once for both
-        steps = zip(self._calls.items(), seeds, differs.tolist(), is_last.tolist(), strict=True)
-        for (name, call), (shared, new), anew, last in steps:
-            if anew and view1 is None:
-                view1 = copied(view0)
-            before = (copied(view0), copied(view1)) if last else None
-            self._trials.use(name, call, view0)
-            view0 = draw(name, call, view0, shared)
-            check_item(name, view0)
-            if view1 is not None:
-                view1 = draw(name, call, view1, new if anew else shared)
-            if before is not None and alike(view0, view1):
-                (view0, view1), differ = redrawn(name, call, before, more_seeds(shared, new))
-                if not differ:
-                    self._trials.warn_of_equal_views(name, REDRAWS)
-        return view0, view1
+                self._trials.use("finalize", self._finalize, views[0])
+                views = [draw("finalize", self._finalize, view, 0) for view in views]
+        return ViewPair(views[0], views[1], kind.to(x.device) if self._batched else kind)
 
     def _dealt(self, generator: torch.Generator | None) -> int:
         if not self._deck:
@@ -302,7 +261,7 @@ class FactorizedViews:
             worker = get_worker_info()
             if self._generator is not None and worker is not None:
                 # worker.seed is new for each worker and epoch, and by xor no two of them give one mixed seed.
-                mixed = int(torch.randint(2**32, (), generator=self._generator)) ^ (worker.seed % 2**32)
+                mixed = int(torch.randint(2**32, (), generator=self._generator, device="cpu")) ^ (worker.seed % 2**32)
                 self._generator = torch.Generator().manual_seed(mixed)
         return self._generator
 

@@ -13,10 +13,11 @@ import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from benchmarks import cli, errors, limits, memory, readme, runner, tables, timing, versions
+from benchmarks import cli, errors, limits, machine, memory, readme, runner, tables, timing, versions, views
 from benchmarks.case import Case, Contender, Inputs, Settings, Shape
 from benchmarks.contenders import SUITES
 from benchmarks.stats import summary
+from mast_ops import FactorizedViews
 
 ROOT = Path(__file__).parent.parent
 MARKED = {
@@ -379,3 +380,12 @@ def test_the_oldest_torch_that_is_tried_is_the_oldest_that_installs():
     oldest = versions.ENVIRONMENTS["oldest"].torch.removesuffix(".0")
     assert f'"torch>={oldest}"' in (ROOT / "pyproject.toml").read_text()
     assert f"torch {oldest}, or newer" in (ROOT / "README.md").read_text()
+
+
+def test_views_are_measured_against_plain_views_by_the_same_transforms():
+    calls = {name: lambda x: x + torch.rand(len(x), 1, 1, 1) for name in "ab"}
+    found = views.measure(FactorizedViews(calls, batched=True, finalize=torch.sigmoid), torch.rand(8, 1, 2, 2), 1, 0.0)
+    assert found["rounds"] == 5
+    assert all(found[name]["q1"] <= found[name]["median"] <= found[name]["q3"] for name in ("plain", "ours", "ratio"))
+    document = machine.record("cpu") | {"command": "python", "cases": {"a": found | {"title": "two"}}}
+    assert views.markdown(document).splitlines()[-1].startswith("| two | ")

@@ -99,7 +99,7 @@ def test_batch_differs_in_its_kinds_alone(source, per_sample, pairs):
         pair = views(x)
         assert_factorized(pair, views.kinds, x)
         drawn = pair.view0[:, 0, 0, :3]
-        assert len(drawn.unique()) == (24 if per_sample else 3)
+        assert len(drawn.unique()) == 24 if per_sample else len(drawn.unique()) <= 6  # two groups of rows
         seen.append(drawn[0])
     assert len(torch.stack(seen).unique()) == 9  # each call draws anew
     assert (x == -1).all()
@@ -234,21 +234,24 @@ def test_kind_of_weight_nought_is_never_drawn():
     assert {views(images(1)[0]).kind for _ in range(40)} == {0, 2}
 
 
-@pytest.mark.parametrize("pairs", ["single", "all"])
+@pytest.mark.parametrize("pairs", PAIRS)
 def test_no_more_samples_than_two_independent_views(pairs):
-    aug = stamps(4)
+    aug = stamps()
+    trials = 3 * 8 * 2  # eight, twice each
 
-    def handled(call, *args) -> int:
+    def handled(call) -> tuple[int, Any]:
         before = sum(a.samples for a in aug.values())
-        call(*args)
-        return sum(a.samples for a in aug.values()) - before
+        made = call()
+        return sum(a.samples for a in aug.values()) - before, made
 
     views = FactorizedViews(aug, pairs=pairs, batched=True)
-    assert handled(views, images(100)) == 2 * 4 * 100 + 4 * 8 * 2 * 4  # 8 trials of 4 samples, twice each
-    assert handled(views, images(100)) == 2 * 4 * 100
+    for extra in (trials * 4, 0):  # of four samples
+        num, (*_, kind) = handled(lambda: views(images(100)))
+        differ = views.kinds[kind].cumsum(1) > 0  # before that, one stands for both
+        assert num == 3 * 100 + int(differ.sum()) + extra
     views = FactorizedViews(aug, pairs=pairs)
-    both = {"single": 4 + 3 + 2 + 1, "all": 4 * 4}[pairs]  # what comes before the first difference is drawn once
-    assert handled(lambda: [views(images(1)[0]) for _ in range(4)]) == 4 * 4 + both + 4 * 8 * 2
+    num, made = handled(lambda: [views(images(1)[0]) for _ in range(4)])
+    assert num == 4 * 3 + sum(int((views.kinds[kind].cumsum(0) > 0).sum()) for *_, kind in made) + trials
 
 
 @pytest.mark.parametrize("num_samples", [1, 2])
@@ -1021,15 +1024,15 @@ def test_kornia_agrees_with_its_own_replay():
     views(x)
     applied.clear()
     view0, view1, kind = views(x)
-    assert [num for num, _ in applied] == [6, 3, 6, 6, 3]
-    shared_affine, new_affine, shared_color, _, new_color = (params for _, params in applied)
+    assert [num for num, _ in applied] == [6, 3, 3, 3, 3, 3]
+    first_affine, new_affine, shared_color, again, first_color, new_color = (params for _, params in applied)
+    assert torch.equal(shared_color["contrast_factor"], again["contrast_factor"])
     rows0, rows1 = (kind == 0), (kind == 1)
-    moved = affine(x, params=shared_affine)
-    assert torch.equal(view0, color(moved, params=shared_color))
+    moved = affine(x, params=first_affine)
+    assert torch.equal(view0[rows0], color(moved[rows0], params=shared_color))
+    assert torch.equal(view1[rows0], color(affine(x[rows0], params=new_affine), params=shared_color))
+    assert torch.equal(view0[rows1], color(moved[rows1], params=first_color))
     assert torch.equal(view1[rows1], color(moved[rows1], params=new_color))
-    moved = moved.clone()
-    moved[rows0] = affine(x[rows0], params=new_affine)
-    assert torch.equal(view1[rows0], color(moved, params=shared_color)[rows0])
 
 
 LIBRARIES = []

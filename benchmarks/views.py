@@ -1,0 +1,147 @@
+"""Pairs of views against two plain views by the same transforms: what sharing draws costs a data loader.
+
+python -m benchmarks.views --json benchmarks/results/views.json
+python -m benchmarks.views --only item-96 batch-96 --seconds 60
+
+SimCLR's recipe: torchvision's transforms on one PIL image, kornia's on a batch of 64. Needs both (the dev extra). All
+that a machine does beside it hits both in turn; the ratio is the median over rounds, each of which makes both.
+"""
+
+import argparse
+import json
+import shlex
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from benchmarks import machine
+from benchmarks.tables import number
+from benchmarks.timing import Repeat, Sample, interleave
+from mast_ops import FactorizedViews, recipes
+
+BATCH = 64
+PAIRS = 12  # of one image in a repeat: two decks
+
+
+class Case(NamedTuple):
+    title: str
+    size: int
+    source: tuple[int, int] | None = None  # of the PIL image, width first; None: a batch of `size`
+
+
+CASES = {
+    "item-96": Case("torchvision, one image of 96 pixels, as in STL-10", 96, (96, 96)),
+    "item-224": Case("torchvision, 224 pixels of one image of 500 x 375", 224, (500, 375)),
+    "batch-32": Case(f"kornia, batch of {BATCH}, 32 pixels", 32),
+    "batch-96": Case(f"kornia, batch of {BATCH}, 96 pixels", 96),
+    "batch-224": Case(f"kornia, batch of {BATCH}, 224 pixels", 224),
+}
+
+
+def main(argv: list[str] | None = None) -> None:
+    argv = sys.argv[1:] if argv is None else argv
+    parser = argparse.ArgumentParser(
+        "python -m benchmarks.views", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", nargs="+", choices=CASES, default=list(CASES))
+    parser.add_argument("--seconds", type=float, default=20.0, help="for each of the two, in each case")
+    parser.add_argument("--json", type=Path, help="write everything there")
+    args = parser.parse_args(argv)
+    torch.manual_seed(0)
+    document = machine.record("cpu") | {"command": shlex.join(["python", "-m", "benchmarks.views", *argv]), "cases": {}}
+    for name in args.only:
+        case = CASES[name]
+        views, x = on_item(case) if case.source else on_batch(case)
+        pairs = PAIRS if case.source else 1
+        document["cases"][name] = {"title": case.title, "images": pairs if case.source else BATCH}
+        document["cases"][name] |= measure(views, x, pairs, args.seconds)
+        if args.json:
+            args.json.write_text(json.dumps(document, indent=1) + "\n")
+        print(f"{name}: {document['cases'][name]['ratio']['median']:.2f}", flush=True)
+    print(markdown(document))
+
+
+def on_item(case: Case) -> tuple[FactorizedViews, Any]:
+    from PIL import Image
+
+    width, height = case.source or (case.size, case.size)
+    coarse = torch.randint(256, (height // 16 + 1, width // 16 + 1, 3), dtype=torch.uint8).numpy()
+    return recipes.make_views("simclr", case.size), Image.fromarray(coarse).resize((width, height))
+
+
+def on_batch(case: Case) -> tuple[FactorizedViews, Any]:
+    """The same recipe as `mast_ops.recipes` has, of kornia."""
+    from kornia import augmentation
+
+    size, strength = case.size, 0.5 if case.size <= 32 else 1.0
+    augmentations = {
+        "crop": augmentation.RandomResizedCrop((size, size), scale=(0.08, 1.0)),
+        "flip": augmentation.RandomHorizontalFlip(p=0.5),
+        "color": augmentation.ColorJitter(*(strength * part for part in (0.8, 0.8, 0.8, 0.2)), p=0.8),
+        "gray": augmentation.RandomGrayscale(p=0.2),
+    }
+    if size > 32:
+        kernel = size // 10 // 2 * 2 + 1
+        augmentations["blur"] = augmentation.RandomGaussianBlur((kernel, kernel), (0.1, 2.0), p=0.5)
+    finalize = augmentation.Normalize(torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225]))
+    return FactorizedViews(augmentations, batched=True, finalize=finalize), torch.rand(BATCH, 3, size, size)
+
+
+def measure(views: FactorizedViews, x: Any, pairs: int, seconds: float) -> dict[str, Any]:
+    """Milliseconds of both, and the ratio, each with its quartiles over the rounds."""
+    steps = [*views._calls.values(), *([views._finalize] if views._finalize else [])]
+
+    def plain() -> None:
+        for _ in range(2):
+            y = x
+            for step in steps:
+                y = step(y)
+
+    for _ in range(10):  # the first uses, with their trials
+        views(x)
+        plain()
+    taken = interleave({"plain": timed(plain, pairs), "ours": timed(lambda: views(x), pairs)}, seconds, 5, lambda: None)
+    times = {name: [1e3 * sample.total / pairs for sample in samples] for name, samples in taken.items()}
+    ratios = [ours / plain for ours, plain in zip(times["ours"], times["plain"], strict=True)]
+    return {name: spread(values) for name, values in (times | {"ratio": ratios}).items()} | {"rounds": len(ratios)}
+
+
+def timed(call: Callable[[], object], times: int) -> Repeat:
+    def repeat(number: int) -> Sample:
+        start = time.perf_counter()
+        for _ in range(times):
+            call()
+        return Sample(0.0, time.perf_counter() - start)
+
+    return repeat
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    first, median, third = statistics.quantiles(values, n=4, method="inclusive")
+    return {"median": median, "q1": first, "q3": third}
+
+
+def markdown(document: dict[str, Any]) -> str:
+    """One line a case, under a caption."""
+    where, versions = document["machine"], document["versions"]
+    lines = ["| SimCLR's recipe | two plain views, ms | a pair, ms | ratio |", "| --- | ---: | ---: | ---: |"]
+    for case in document["cases"].values():
+        plain, ours, ratio = (case[name] for name in ("plain", "ours", "ratio"))
+        times = f"{number(plain['median'])} | {number(ours['median'])}"
+        quartiles = f"{ratio['q1']:.2f} - {ratio['q3']:.2f}, {case['rounds']} rounds"
+        lines.append(f"| {case['title']} | {times} | **{ratio['median']:.2f}** ({quartiles}) |")
+    caption = (
+        f"{where['cpu']}, {where['threads']} thread{'s' * (where['threads'] > 1)} of {where['cores']} cores, torch "
+        f"{versions['torch']}; commit {(document['git']['commit'] or 'none')[:9]}, {document['date'][:10]}; quartiles "
+        f"in brackets. `{document['command']}`"
+    )
+    return f"{caption}\n\n" + "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

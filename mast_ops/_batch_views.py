@@ -1,0 +1,80 @@
+"""The views of a batch: an augmentation handles each sample of each view once, redraws apart.
+
+An augmentation draws for all the rows that it is given, so that a draw is made again for the same rows alone. It is
+therefore called on two groups of them: on those whose views differ already and share this draw, once for each view
+under one seed; and on all the others, where the first view stands for the rest until they differ.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mast_ops._draws import drawn
+from mast_ops._images import check_rows
+from mast_ops._redraws import REDRAWS, redraw_rows
+from mast_ops._steps import Step
+from mast_ops._trials import Trials
+
+
+def views_of_batch(x: Tensor, steps: Sequence[Step[Tensor]], trials: Trials) -> list[Tensor]:
+    """As many as a step asks for; x is left as it was."""
+    views = _Views([x] * steps[0].num_views, torch.zeros(len(x), dtype=torch.bool, device="cpu"))
+    for step in steps:
+        trials.use(step.name, step.call, views.tensors[0])
+        before, views = views, _stepped(step, views)
+        if not redraw_rows(step, before.rows, views.tensors, step.is_last.nonzero()[:, 0]):
+            trials.warn_of_equal_views(step.name, REDRAWS)
+    return views.tensors
+
+
+class _Views(NamedTuple):
+    tensors: list[Tensor]
+    """Each of shape (N, ...). Only redraws write to them, before anything else reads them."""
+    apart: Tensor
+    """(N,) bool, the rows whose views differ; of the others only the first view is there. On the CPU, as all rows here:
+    choosing some never waits for a device."""
+
+    def rows(self, view: int, rows: Tensor) -> Tensor:
+        """A copy of these rows of one view."""
+        first, tensor = self.tensors[0], self.tensors[view]
+        part = tensor.clone() if len(rows) == len(tensor) else tensor[rows.to(tensor.device)]
+        if tensor is not first and not self.apart[rows].all():
+            places = (~self.apart[rows]).nonzero()[:, 0]
+            part[places.to(part.device)] = first[rows[places].to(part.device)]
+        return part
+
+
+def _stepped(step: Step[Tensor], views: _Views) -> _Views:
+    shared, once, *own = step.seeds
+    again = views.apart & ~step.differs
+    made: list[Tensor | None] = [None] * len(views.tensors)
+
+    def make(view: int, which: Tensor, seed: int) -> None:
+        if which.any():
+            rows = which.nonzero()[:, 0]
+            part = drawn(step.name, step.call, views.rows(view, rows), seed)
+            check_rows(step.name, part, len(rows), like=made[0])
+            made[view] = _put(part, rows, made[view], len(which))
+
+    for view in range(len(made)):
+        make(view, again, shared)
+    make(0, ~again, once)
+    for view, seed in enumerate(own, 1):
+        make(view, step.differs, seed)
+    first, *others = made
+    assert first is not None
+    return _Views([first, *(first if view is None else view for view in others)], views.apart | step.differs)
+
+
+def _put(part: Tensor, rows: Tensor, whole: Tensor | None, num_rows: int) -> Tensor:
+    """Into the whole, which is made where there is none. Always a copy: a callable may hand out one buffer twice."""
+    if len(rows) == num_rows:
+        return part.clone()
+    if whole is None:
+        channels_last = part.dim() == 4 and part.is_contiguous(memory_format=torch.channels_last)
+        layout = torch.channels_last if channels_last and not part.is_contiguous() else torch.contiguous_format
+        whole = torch.empty((num_rows, *part.shape[1:]), dtype=part.dtype, device=part.device, memory_format=layout)
+    whole[rows.to(part.device)] = part
+    return whole
