@@ -4,6 +4,7 @@ from mast_ops import analysis, functional
 from mast_ops.features import SubspaceFeatures
 from mast_ops.head import MaskedSubspaceHead
 from mast_ops.losses import (
+    MultiViewLoss,
     SubspaceBarlowTwinsLoss,
     SubspaceCosineLoss,
     SubspaceNTXentLoss,
@@ -43,6 +44,7 @@ __all__ = [
     "MaskL1",
     "MaskOverlap",
     "MaskedSubspaceHead",
+    "MultiViewLoss",
     "NormalizedMasks",
     "ReLUMasks",
     "Schedule",

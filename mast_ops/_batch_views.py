@@ -14,24 +14,27 @@ from torch import Tensor
 from mast_ops._draws import drawn
 from mast_ops._images import check_rows
 from mast_ops._redraws import REDRAWS, redraw_rows
-from mast_ops._steps import Step
+from mast_ops._steps import Step, of_local_views
 from mast_ops._trials import Trials
 
 
 def views_of_batch(x: Tensor, steps: Sequence[Step[Tensor]], trials: Trials) -> list[Tensor]:
     """As many as a step asks for; x is left as it was."""
+    num_global = steps[0].num_global
     views = _Views([x] * steps[0].num_views, torch.zeros(len(x), dtype=torch.bool, device="cpu"))
     for step in steps:
         trials.use(step.name, step.call, views.tensors[0])
         before, views = views, _stepped(step, views)
-        if not redraw_rows(step, before.rows, views.tensors, step.is_last.nonzero()[:, 0]):
+        if not redraw_rows(step, before.rows, views.tensors[:num_global], step.is_last.nonzero()[:, 0]):
             trials.warn_of_equal_views(step.name, REDRAWS)
+        if step.local_call is not None and len(views.tensors) > num_global:
+            views = _drawn_locally(of_local_views(step), before, views, trials)
     return views.tensors
 
 
 class _Views(NamedTuple):
     tensors: list[Tensor]
-    """Each of shape (N, ...). Only redraws write to them, before anything else reads them."""
+    """Each of shape (N, ...), global ones first. Only redraws write to them, before anything else reads them."""
     apart: Tensor
     """(N,) bool, the rows whose views differ; of the others only the first view is there. On the CPU, as all rows here:
     choosing some never waits for a device."""
@@ -49,23 +52,40 @@ class _Views(NamedTuple):
 def _stepped(step: Step[Tensor], views: _Views) -> _Views:
     shared, once, *own = step.seeds
     again = views.apart & ~step.differs
-    made: list[Tensor | None] = [None] * len(views.tensors)
+    num = len(views.tensors) if step.local_call is None else step.num_global
+    made: list[Tensor | None] = [None] * num
 
     def make(view: int, which: Tensor, seed: int) -> None:
         if which.any():
             rows = which.nonzero()[:, 0]
             part = drawn(step.name, step.call, views.rows(view, rows), seed)
-            check_rows(step.name, part, len(rows), like=made[0])
+            like = made[0] if view < step.num_global else made[view]  # local views may be of another size
+            check_rows(step.name, part, len(rows), like=like)
             made[view] = _put(part, rows, made[view], len(which))
 
-    for view in range(len(made)):
+    for view in range(num):
         make(view, again, shared)
     make(0, ~again, once)
-    for view, seed in enumerate(own, 1):
-        make(view, step.differs, seed)
+    for view in range(1, num):
+        make(view, step.differs, own[view - 1])
     first, *others = made
     assert first is not None
-    return _Views([first, *(first if view is None else view for view in others)], views.apart | step.differs)
+    tensors = [first, *(first if view is None else view for view in others)]
+    return _Views(tensors + views.tensors[num:], views.apart | step.differs)
+
+
+def _drawn_locally(step: Step[Tensor], before: _Views, views: _Views, trials: Trials) -> _Views:
+    """With the local views, which differ from all others after it, drawn of what was before."""
+    rows = torch.arange(len(views.apart), device="cpu")
+    tensors = views.tensors[: step.num_global]
+    trials.use(step.name, step.call, before.rows(step.num_global, rows))
+    for view in range(step.num_global, step.num_views):
+        part = drawn(step.name, step.call, before.rows(view, rows), step.seeds[1 + view])
+        check_rows(step.name, part, len(rows))
+        tensors.append(part.clone())
+    for view in range(1, step.num_global):  # where global views are alike yet, only the first is there
+        tensors[view] = views.rows(view, rows)
+    return _Views(tensors, torch.ones_like(views.apart))
 
 
 def _put(part: Tensor, rows: Tensor, whole: Tensor | None, num_rows: int) -> Tensor:

@@ -97,4 +97,4 @@ def alike(x: Any, y: Any) -> bool:
 
 
 def is_image(x: Any) -> bool:
-    return isinstance(x, Tensor) or all(hasattr(x, name) for name in ("copy", "size", "tobytes"))
+    return isinstance(x, Tensor) or (hasattr(x, "copy") and hasattr(x, "size") and hasattr(x, "tobytes"))

@@ -6,25 +6,46 @@ from typing import Any
 from mast_ops._draws import alike, copied, draw
 from mast_ops._images import check_item
 from mast_ops._redraws import REDRAWS, redrawn
-from mast_ops._steps import Step
+from mast_ops._steps import Step, of_local_views
 from mast_ops._trials import Trials
 
 
 def views_of_item(x: Any, steps: Sequence[Step[bool]], trials: Trials) -> list[Any]:
     """As many as a step asks for; x is left as it was."""
-    num_views = steps[0].num_views
-    views = [copied(x)]
+    num_global = steps[0].num_global
+    num_local = steps[0].num_views - num_global
+    views, local_views = [copied(x)], list[Any]()  # local ones are there from their first difference on
     for step in steps:
+        shared, _, *own = step.seeds
+        if not local_views and (step.differs or step.local_call is not None):
+            local_views = _copies(views[0], num_local)
         if step.differs and len(views) == 1:
-            views += [copied(views[0]) for _ in range(num_views - 1)]
+            views += _copies(views[0], num_global - 1)
         before = [copied(view) for view in views] if step.is_last else []
         trials.use(step.name, step.call, views[0])
-        shared, _, *own = step.seeds
-        seeds = [shared, *own] if step.differs else [shared] * num_views
+        seeds = [shared, *own[: num_global - 1]] if step.differs else [shared] * num_global
         views = [draw(step.name, step.call, view, seed) for view, seed in zip(views, seeds, strict=False)]
         check_item(step.name, views[0])
         if step.is_last and all(alike(views[0], view) for view in views[1:]):
             views, differ = redrawn(step, before)
             if not differ:
                 trials.warn_of_equal_views(step.name, REDRAWS)
-    return views if len(views) == num_views else [views[0], *(copied(views[0]) for _ in range(num_views - 1))]
+        if local_views:
+            local_views = _drawn_locally(of_local_views(step), local_views, trials)
+    if len(views) < num_global:
+        views += _copies(views[0], num_global - 1)
+    return views + local_views
+
+
+def _drawn_locally(step: Step[bool], views: Sequence[Any], trials: Trials) -> list[Any]:
+    if step.local_call is not None:
+        trials.use(step.name, step.call, views[0])
+    alone = step.differs or step.local_call is not None
+    seeds = step.seeds[1 + step.num_global :] if alone else step.seeds[:1] * len(views)
+    made = [draw(step.name, step.call, view, seed) for view, seed in zip(views, seeds, strict=True)]
+    check_item(step.name, made[0])
+    return made
+
+
+def _copies(view: Any, num: int) -> list[Any]:
+    return [copied(view) for _ in range(num)]

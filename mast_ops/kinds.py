@@ -160,6 +160,29 @@ def names_of_kinds(kinds: Tensor, augmentations: Sequence[str]) -> tuple[str, ..
     return names
 
 
+def with_further(kinds: Tensor, augmentations: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """The table with rows for pairs that differ in some augmentations more, and the row of those for every row.
+
+    Args:
+        kinds: bool of shape (S, K).
+        augmentations: columns in which they differ as well.
+
+    Returns:
+        Bool of shape (T, K), T >= S, with the S rows first and no row twice; and int64 of shape (T,).
+
+    Example:
+        >>> table, rows = with_further(kinds_of("mixed", 2)[0], [0])
+        >>> table.shape, rows
+        (torch.Size([3, 2]), tensor([0, 2, 2]))
+    """
+    rows = [tuple(row) for row in kinds.tolist()]
+    more = [tuple(differs or k in augmentations for k, differs in enumerate(row)) for row in rows]
+    rows += dict.fromkeys(row for row in more if row not in rows)
+    more += rows[len(more) :]
+    with torch.device("cpu"):
+        return torch.tensor(rows), torch.tensor([rows.index(row) for row in more])
+
+
 def _named(name: str, num_augmentations: int) -> tuple[Tensor, Tensor]:
     if name not in CHOICES:
         known = ", ".join(map(repr, CHOICES))

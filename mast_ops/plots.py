@@ -114,7 +114,7 @@ def plot_pairs(views: FactorizedViews, images: Any) -> Figure:
     wanted = {s for s, weight in enumerate(views.weights.tolist()) if weight > 0}
     pairs: dict[int, tuple[Any, Any]] = {}
     for i in range(_MOST_DRAWS):
-        view0, view1, kind = views(items[i % len(items)])
+        view0, view1, *_, kind = views(items[i % len(items)])
         if isinstance(kind, int):
             pairs.setdefault(kind, (view0, view1))
         else:

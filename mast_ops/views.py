@@ -6,7 +6,7 @@ of a table, `mast_ops.kinds`. A draw of any callable is shared by calling it twi
 
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -14,15 +14,15 @@ from torch import Tensor, nn
 from torch.utils.data import get_worker_info
 
 from mast_ops._batch_views import views_of_batch
-from mast_ops._checks import check_flag, check_names
+from mast_ops._checks import check_count, check_flag, check_names
 from mast_ops._compose import take_apart
 from mast_ops._draws import Augmentation, draw, outer_states_kept
 from mast_ops._images import check_input
 from mast_ops._item_views import views_of_item
 from mast_ops._shares import checked_shares, proportioned
-from mast_ops._steps import Step
+from mast_ops._steps import Step, Which, local_name
 from mast_ops._trials import Trials
-from mast_ops.kinds import kinds_of, names_of_kinds
+from mast_ops.kinds import kinds_of, names_of_kinds, with_further
 
 
 class ViewPair(NamedTuple):
@@ -52,13 +52,22 @@ class FactorizedViews:
         finalize: deterministic callable applied to both views last (to tensor, normalise). Default: none.
         generator: CPU generator of all decisions and seeds. Default: torch's global one, so that
             `torch.manual_seed` makes the views repeatable.
+        num_views: how many views of an image, V >= 2; 2 as in plain training. What an image's kind names, each view
+            draws for itself; the rest all share. So any two of them are a pair of that kind.
+        num_local_views: how many more, small ones, as in multi-crop (SwAV, DINO); 0.
+        local_augmentations: name -> what local views have in the place of the augmentation of that name, as a crop
+            to fewer pixels. They draw it for themselves: a pair with a local view differs in the named ones as well.
+            The other augmentations' draws are shared with local views, as far as they do not depend on an image's size.
 
-    `views(x)` returns a `ViewPair(view0, view1, kind)` and leaves x as it was. What goes to the head,
+    `views(x)` returns a `ViewPair(view0, view1, kind)`, or with more views a tuple of all, local ones last, and kind;
+    it leaves x as it was. :class:`mast_ops.MultiViewLoss` averages a loss over their pairs. What goes to the head,
     `MaskedSubspaceHead(..., views)`, and for the rest to a reader:
 
     * `views.augmentations`: the K names, in order.
     * `views.kinds`: the table, bool of shape (S, K), on the CPU.
     * `views.weights`: the shares, float64 of shape (S,), with a sum of 1.
+    * `views.local_kinds`: the kind of an image's pairs with a local view, for each of its kinds: int64 of shape (S,).
+      The table ends with those that `pairs` does not name, at a share of 0.
     * `views.kind_names`: S names: "color", "color+blur", and "all" for all of several.
 
     The two ways to call it:
@@ -73,7 +82,8 @@ class FactorizedViews:
     half of its own pairs without a difference: where the last of a kind's augmentations leaves the views equal, it
     is drawn anew for both until they differ, at most 32 times. So a pair of one augmentation follows the law of two
     draws that differ; in a pair of several, each is drawn on its own, as in plain training, and it may be that only
-    one of them shows. On a device a batch waits for these comparisons.
+    one of them shows. Of more than two views, not all are equal: a flip has but two outcomes. On a device a batch waits
+    for these comparisons.
 
     A draw runs under a seed for torch (the CPU, and x's device), `random`, and numpy's global state where numpy is
     imported, and all of them are put back: a call advances `generator` by its decisions and seeds, and nothing
@@ -89,11 +99,11 @@ class FactorizedViews:
     Raises:
         TypeError: an argument, x or an augmentation's result is of a wrong type.
         ValueError: augmentations is empty, or its names make two kinds' names one; pairs or weights are none of the
-            above; generator is not on the CPU; x is empty, its axes do not go with batched, or its device's
-            generator cannot be seeded; a callable, at its first use, does not replay (or finalize is random); an
-            augmentation draws nothing and gives one result under every seed (in its first batch, or in all of the
-            first eight items); an augmentation changes a batch's number of rows, gives its samples several shapes
-            or dtypes, or gives one image a batch axis.
+            above; local views without augmentations of theirs, or the reverse; generator is not on the CPU; x is
+            empty, its axes do not go with batched, or its device's generator cannot be seeded; a callable, at its first
+            use, does not replay (or finalize is random); an augmentation draws nothing and gives one result under every
+            seed (in its first batch, or in all of the first eight items); an augmentation changes a batch's number of
+            rows, gives its samples several shapes or dtypes, or gives one image a batch axis.
 
     Warns:
         UserWarning: once for each augmentation that makes one draw for a whole batch; that leaves two views equal
@@ -127,18 +137,24 @@ class FactorizedViews:
         batched: bool = False,
         finalize: Augmentation | None = None,
         generator: torch.Generator | None = None,
+        num_views: int = 2,
+        num_local_views: int = 0,
+        local_augmentations: Mapping[str, Augmentation] | None = None,
     ) -> None:
-        if isinstance(augmentations, nn.ModuleDict):  # no Mapping to Python
-            augmentations = dict(augmentations.items())
-        if not isinstance(augmentations, Mapping):
-            raise TypeError(f"augmentations: got {type(augmentations).__name__}, wanted name -> callable")
-        names = tuple(augmentations)
-        check_names("augmentations", names)
-        calls = {f"augmentations[{name!r}]": augmentations[name] for name in names}
-        for name, call in (*calls.items(), ("finalize", finalize)):
-            if not callable(call) and not (name == "finalize" and call is None):
-                raise TypeError(f"{name}: got {type(call).__name__}, wanted a callable")
+        names, calls = _named("augmentations", augmentations)
+        local = {} if local_augmentations is None else local_augmentations
+        local_names, local_calls = _named("local_augmentations", local, least=0)
+        if strangers := [name for name in local_names if name not in names]:
+            known = ", ".join(map(repr, names))
+            raise ValueError(f"local_augmentations: got {strangers[0]!r}, wanted names of augmentations: {known}")
+        if finalize is not None and not callable(finalize):
+            raise TypeError(f"finalize: got {type(finalize).__name__}, wanted a callable")
         check_flag("batched", batched)
+        check_count("num_views", num_views, 2)
+        if check_count("num_local_views", num_local_views, 0) > 0 and not local_names:
+            raise ValueError("local_augmentations: got None beside num_local_views, wanted the crop of local views")
+        if local_names and num_local_views == 0:
+            raise ValueError("num_local_views: got 0 beside local_augmentations, wanted how many views have them")
         kinds, shares = kinds_of(pairs, len(names))
         if weights is not None:
             if isinstance(pairs, float):
@@ -149,15 +165,18 @@ class FactorizedViews:
         if generator is not None and generator.device.type != "cpu":
             raise ValueError(f"generator: got one on {generator.device}, wanted one on the CPU")
 
+        self._num_drawn = len(kinds)  # the others are of pairs with a local view
+        kinds, local_kinds = with_further(kinds, [names.index(name) for name in local_names])
         self.augmentations: tuple[str, ...] = names
-        self.kinds = kinds
-        self.weights = shares
+        self.num_views, self.num_local_views = num_views, num_local_views
+        self.kinds, self.local_kinds = kinds, local_kinds
+        self.weights = torch.cat((shares, shares.new_zeros(len(kinds) - len(shares))))
         self.kind_names = names_of_kinds(kinds, names)
-        self._calls = calls  # by the name that an error gives them
+        self._calls, self._local_calls = calls, local_calls  # by the names that errors give them
         self._batched = batched
         self._finalize = finalize
         self._generator = generator
-        self._trials = Trials(calls, batched)
+        self._trials = Trials(calls | local_calls, batched)
         # The last of a kind's augmentations sees to it that the views differ.
         self._is_last = kinds & (kinds.flip(1).cumsum(1).flip(1) == 1)
         self._deck: list[int] = []
@@ -188,7 +207,7 @@ class FactorizedViews:
             image: what the first step takes, to try the steps on. Default: noise, as a PIL image where PIL is
                 imported, an array for albumentations, and a tensor for kornia and for a batch.
             batched: as in the constructor; kornia's augmentations take batches, and one image with keepdim=True.
-            options: pairs, weights and generator, as in the constructor.
+            options: pairs, weights, generator and those of more views, as in the constructor.
 
         Raises:
             TypeError: compose is no composition, or groups are none.
@@ -224,34 +243,42 @@ class FactorizedViews:
             self._generator = torch.Generator()
             self._generator.set_state(torch.tensor(list(numbers), dtype=torch.uint8, device="cpu"))
 
-    def __call__(self, x: Any) -> ViewPair:
+    def __call__(self, x: Any) -> Any:
         check_input(x, self._batched)
         with _lock:
-            return self._call(x)
+            views, kind = self._call(x)
+        return ViewPair(views[0], views[1], kind) if len(views) == 2 else (*views, kind)
 
-    def _call(self, x: Any) -> ViewPair:
+    def _call(self, x: Any) -> tuple[list[Any], Any]:
         generator = self._generator_of_this_process()
         # On the CPU: choosing a batch's rows by their kind then never waits for a device.
         kind: Any = proportioned(self.weights, len(x), generator) if self._batched else self._dealt(generator)
         # torch's CPU generator reads 32 bits of a seed.
-        seeds = torch.randint(2**32, (len(self._calls), 3), generator=generator, device="cpu").tolist()
-        columns = (self._calls.keys(), self._calls.values(), seeds)
+        shape = (len(self._calls), 1 + self.num_views + self.num_local_views)
+        seeds = torch.randint(2**32, shape, generator=generator, device="cpu").tolist()
         with outer_states_kept(x):
             views: list[Any]
             if self._batched:
-                each = zip(*columns, self.kinds[kind].T, self._is_last[kind].T, strict=True)
-                views = views_of_batch(x, [Step(*one) for one in each], self._trials)
+                batch = self._steps(seeds, self.kinds[kind].T, self._is_last[kind].T)
+                views = views_of_batch(x, batch, self._trials)
             else:
-                alone = zip(*columns, self.kinds[kind].tolist(), self._is_last[kind].tolist(), strict=True)
-                views = views_of_item(x, [Step(*one) for one in alone], self._trials)
+                one = self._steps(seeds, self.kinds[kind].tolist(), self._is_last[kind].tolist())
+                views = views_of_item(x, one, self._trials)
             if self._finalize is not None:
                 self._trials.use("finalize", self._finalize, views[0])
                 views = [draw("finalize", self._finalize, view, 0) for view in views]
-        return ViewPair(views[0], views[1], kind.to(x.device) if self._batched else kind)
+        return views, kind.to(x.device) if self._batched else kind
+
+    def _steps(self, seeds: list[list[int]], differs: Iterable[Which], is_last: Iterable[Which]) -> list[Step[Which]]:
+        """A turn of each augmentation."""
+        return [
+            Step(name, call, seed, differ, last, self.num_views, self._local_calls.get(local_name(name)))
+            for (name, call), seed, differ, last in zip(self._calls.items(), seeds, differs, is_last, strict=True)
+        ]
 
     def _dealt(self, generator: torch.Generator | None) -> int:
         if not self._deck:
-            self._deck = proportioned(self.weights, len(self.weights), generator).tolist()
+            self._deck = proportioned(self.weights, self._num_drawn, generator).tolist()
         return self._deck.pop()
 
     def _generator_of_this_process(self) -> torch.Generator | None:
@@ -264,6 +291,19 @@ class FactorizedViews:
                 mixed = int(torch.randint(2**32, (), generator=self._generator, device="cpu")) ^ (worker.seed % 2**32)
                 self._generator = torch.Generator().manual_seed(mixed)
         return self._generator
+
+
+def _named(argument: str, calls: Any, least: int = 1) -> tuple[tuple[str, ...], dict[str, Augmentation]]:
+    """Their names, and each callable by the name that an error gives it."""
+    if isinstance(calls, nn.ModuleDict):  # no Mapping to Python
+        calls = dict(calls.items())
+    if not isinstance(calls, Mapping):
+        raise TypeError(f"{argument}: got {type(calls).__name__}, wanted name -> callable")
+    names = check_names(argument, tuple(calls)) if least or calls else ()
+    for name in names:
+        if not callable(calls[name]):
+            raise TypeError(f"{argument}[{name!r}]: got {type(calls[name]).__name__}, wanted a callable")
+    return names, {f"{argument}[{name!r}]": calls[name] for name in names}
 
 
 _lock = threading.RLock()  # one for all objects: the random states are the process's

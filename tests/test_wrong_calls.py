@@ -87,6 +87,7 @@ def other(name: str, call: str) -> Any:
         "out": mast_ops.SubspaceOutput(torch.randn(N, D), torch.rand(K, D)),
         "path": "nowhere.pt",
         "backbone": nn.Linear(H, H),
+        "criterion": mast_ops.SubspaceVICRegLoss(),
         "head": mast_ops.MaskedSubspaceHead(nn.Linear(H, D), NAMES),
         "keeping": NAMES[0],
         "views": mast_ops.FactorizedViews({name: lambda x: x + torch.rand(x.shape) for name in NAMES}),
@@ -163,6 +164,7 @@ RIGHT = {
     ("mean", "-1.0"),  # of a normal distribution
     ("bias", "-1.0"),
     ("memory_bank_size", "0"),  # none
+    ("num_local_views", "0"),
     ("keeping", "1"),  # an index
     ("free_of", "1"),
     ("keeping", "[]"),  # beside free_of
@@ -194,7 +196,8 @@ def spoilt(call: Call, parameter: inspect.Parameter, valid: dict[str, Any]) -> I
             values += [(repr(x), x) for x in (*bad, 2.5, True)]
         elif name in ("stretch", "projector", "modules", "augmentations", "pairs", "finalize", "generator", "curves",
                       "regularizers", "weights", "masks", "memory_bank_size", "out", "out0", "out1", "path",
-                      "ax", "backbone", "head", "keeping", "free_of", "views"):  # fmt: skip
+                      "ax", "backbone", "head", "keeping", "free_of", "views", "criterion",
+                      "local_augmentations"):  # fmt: skip
             values += [(repr(x), x) for x in PLACES if (name, repr(x)) not in RIGHT]
         elif name == "images":
             values += [("[]", [])]  # the views refuse what is none, and call it their x

@@ -2,7 +2,7 @@
 
 import inspect
 from abc import ABC, abstractmethod
-from typing import ClassVar, Literal, overload
+from typing import ClassVar, Literal, Protocol, overload
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,12 @@ from mast_ops.run import Run
 View = Tensor | SubspaceOutput
 Terms = dict[str, tuple[float | Tensor, Tensor]]
 """Weight and value of every named term."""
+
+
+class Observer(Protocol):
+    """Masks that want to know what augmentations explain, or who tells them later."""
+
+    def observe(self, explained: Tensor, weight: Tensor | None = None, *, gathered: bool = False) -> None: ...
 
 
 class SubspaceLoss(nn.Module, ABC):
@@ -154,13 +160,22 @@ class SubspaceLoss(nn.Module, ABC):
         return_components: bool = False,
     ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
         pairs = pairs_of(out0, out1, masks=masks, kinds=kinds, kind=kind)
-        return self.of_pairs(pairs, return_components, observer_of(out0, out1))
+        return self.of_call(pairs, return_components, observer_of(out0, out1))
 
-    def of_pairs(
-        self, pairs: Pairs, return_components: bool, observer: MaskParameterization | None = None
+    def of_call(
+        self, pairs: Pairs, return_components: bool, observer: Observer | None
     ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
         """The same, of checked pairs, and with the masks that want to know of them."""
         check_flag("return_components", return_components)
+        loss, components = self.of_pairs(pairs, observer)
+        self.remember(pairs)
+        return (loss, components) if return_components else loss
+
+    def remember(self, pairs: Pairs) -> None:
+        """What a loss keeps of a call for later ones; :class:`mast_ops.MultiViewLoss` asks for it once."""
+
+    def of_pairs(self, pairs: Pairs, observer: Observer | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of some pairs of a call, and its terms."""
         run = Run(self.backend, self.gather_distributed).of(
             type(self).__name__, pairs.z0, pairs.masks, pairs.kinds, **self._options(pairs)
         )
@@ -184,8 +199,6 @@ class SubspaceLoss(nn.Module, ABC):
         loss = torch.stack([_weighted(*term) for term in terms.values()]).sum()
         if pairs.uncertainty is not None:  # whatever the terms have a use for, DDP waits for a gradient
             loss = loss + (0 * pairs.uncertainty.log_variance).sum()
-        if not return_components:
-            return loss
         return loss, {name: value.detach() for name, (_, value) in terms.items()}
 
     def _options(self, pairs: Pairs) -> dict[str, object]:

@@ -109,6 +109,11 @@ class SubspaceNTXentLoss(SubspaceLoss):
         super().__setattr__(name, value)
 
     @override
+    def remember(self, pairs: Pairs) -> None:
+        if self.memory_bank is not None and pairs.z0.requires_grad:
+            self.memory_bank.add(pairs.z1)
+
+    @override
     def terms(self, pairs: Pairs, run: Run) -> Terms:
         learned = self._parameters.get("temperature")
         temperature = self._temperature if learned is None else learned
@@ -119,7 +124,5 @@ class SubspaceNTXentLoss(SubspaceLoss):
             losses = nt_xent(pairs, run, temperature=temperature, reduction="none")
         else:
             negatives = self.memory_bank.negatives(pairs.z0)
-            if pairs.z0.requires_grad:
-                self.memory_bank.add(pairs.z1)
             losses = against_negatives(pairs, negatives, run, temperature=temperature)
         return {"nt_xent": (1.0, weighted_mean(losses, weight, run))}

@@ -71,7 +71,7 @@ class SubspaceSigmoidLoss(SubspaceLoss):
         sample: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
         pairs = pairs_of(out0, out1, masks=masks, kinds=kinds, kind=kind, sample=sample)
-        return self.of_pairs(pairs, return_components, observer_of(out0, out1))
+        return self.of_call(pairs, return_components, observer_of(out0, out1))
 
     @override
     def terms(self, pairs: Pairs, run: Run) -> Terms:
