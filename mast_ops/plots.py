@@ -10,6 +10,7 @@ finite among them: a blank cell or a missing point would say nothing.
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from io import BytesIO
 from math import isnan
 from typing import Any, Literal
@@ -46,13 +47,20 @@ _LONGEST = 30  # letters beside a bar
 _SHADES = "Blues"  # one hue, light to dark: readable in grey
 
 
-class _Picture(Figure):
-    """A figure that a notebook shows, with or without ``%matplotlib inline``; pyplot does not know it."""
+def _figure(width: float, height: float) -> Figure:
+    """A figure that a notebook shows, with or without ``%matplotlib inline``; pyplot does not know it.
 
-    def _repr_png_(self) -> bytes:
-        file = BytesIO()
-        self.savefig(file, format="png")
-        return file.getvalue()
+    No class of its own: Weights & Biases knows a figure by where its class is from.
+    """
+    figure = Figure(figsize=(width, height), layout="constrained")
+    figure._repr_png_ = partial(_png, figure)  # type: ignore[attr-defined]
+    return figure
+
+
+def _png(figure: Figure) -> bytes:
+    file = BytesIO()
+    figure.savefig(file, format="png")
+    return file.getvalue()
 
 
 def plot_masks(masks: Tensor, names: Sequence[str], *, threshold: float = 0.5, ax: Axes | None = None) -> Axes:
@@ -125,7 +133,7 @@ def plot_pairs(views: FactorizedViews, images: Any) -> Figure:
     else:
         missing = views.kind_names[min(wanted - set(pairs))]
         raise ValueError(f"views: got no pair of {missing!r} in {_MOST_DRAWS} calls, wanted one of every kind")
-    figure = _Picture(figsize=(5.4, 0.5 + 1.7 * len(pairs)), layout="constrained")
+    figure = _figure(5.4, 0.5 + 1.7 * len(pairs))
     axes = figure.subplots(len(pairs), 3, squeeze=False)
     for row, kind in zip(axes, sorted(pairs), strict=True):
         first, second = (_pixels(view) for view in pairs[kind])
@@ -245,7 +253,7 @@ def plot_summary(masks: Tensor, names: Sequence[str], *, threshold: float = 0.5)
     _check(masks, names)
     check_fraction("threshold", threshold)
     side, high = 2.4 + 0.45 * len(names), 1.6 + 0.3 * len(names)
-    figure = _Picture(figsize=(12.5, high + max(side, 3.6)), layout="constrained")
+    figure = _figure(12.5, high + max(side, 3.6))
     parts: Any = figure.subfigures(2, 1, height_ratios=(high, max(side, 3.6)))
     upper, lower = parts
     left, right = upper.subplots(1, 2, width_ratios=(3, 2), gridspec_kw={"wspace": 0.06})
