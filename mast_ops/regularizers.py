@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -51,7 +52,8 @@ class MaskRegularizerSum(MaskRegularizer):
 
     Args:
         regularizers: The summands.
-        weights: One weight each, >= 0: a number, or a :class:`mast_ops.Schedule`, which :meth:`step` moves.
+        weights: One weight each, >= 0: a number, or a :class:`mast_ops.Schedule`, which :meth:`step` moves. They may be
+            set anew while training, one or all of them.
 
     Raises:
         ValueError: Another number of weights than of regularizers, none at all, or a negative weight.
@@ -75,17 +77,76 @@ class MaskRegularizerSum(MaskRegularizer):
             raise ValueError("regularizers: got none, wanted at least one")
         if len(regularizers) != len(weights):
             raise ValueError(f"weights: got {len(weights)} for {len(regularizers)} regularizers, wanted one each")
-        for regularizer, weight in zip(regularizers, weights, strict=True):
+        for regularizer in regularizers:
             check_is("regularizers", regularizer, MaskRegularizer, "regularizers of masks")
-            _check_weight("weights", weight)
         self.regularizers = nn.ModuleList(regularizers)
-        self.weights = [weight if isinstance(weight, Schedule) else float(weight) for weight in weights]
-        self.schedules = nn.ModuleList(weight for weight in weights if isinstance(weight, Schedule))
+        self.factors = nn.ModuleList(_as_factor(weight) for weight in weights)
+
+    @property
+    def weights(self) -> "_Weights":
+        """The weight of each regularizer."""
+        return _Weights(self.factors)
+
+    @weights.setter
+    def weights(self, weights: "Sequence[float | Schedule]") -> None:
+        check_is("weights", weights, Sequence, "a list")
+        if len(weights) != len(self.factors):
+            raise ValueError(f"weights: got {len(weights)} for {len(self.factors)} regularizers, wanted one each")
+        for weight in weights:
+            _check_weight("weights", weight)
+        for index, weight in enumerate(weights):
+            self.weights[index] = weight
 
     def forward(self, masks: Masks) -> Tensor:
-        now = [weight() if isinstance(weight, Schedule) else weight for weight in self.weights]
-        values = [w * r(masks) for w, r in zip(now, self.regularizers, strict=True)]
-        return torch.stack(values).sum()
+        values = [r(masks) for r in self.regularizers]
+        return torch.stack([f().to(x.dtype) * x for f, x in zip(self.factors, values, strict=True)]).sum()
+
+
+class _Constant(nn.Module):
+    """A weight that changes only where it is set."""
+
+    weights = Dial(check_non_negative)
+    _weights: Tensor
+
+    def __init__(self, weight: float) -> None:
+        super().__init__()
+        self.weights = weight
+
+    def forward(self) -> Tensor:
+        return self._weights
+
+    def extra_repr(self) -> str:
+        return f"{self.weights}"
+
+
+def _as_factor(weight: "float | Schedule") -> nn.Module:
+    return weight if isinstance(weight, Schedule) else _Constant(weight)
+
+
+class _Weights(Sequence["float | Schedule"]):
+    """The weights of a sum, each of which may be set; none is added or taken away."""
+
+    def __init__(self, factors: nn.ModuleList) -> None:
+        self._factors = factors
+
+    def __len__(self) -> int:
+        return len(self._factors)
+
+    def __getitem__(self, index: Any) -> Any:
+        return [factor if isinstance(factor, Schedule) else factor.weights for factor in self._factors][index]
+
+    def __setitem__(self, index: int, weight: "float | Schedule") -> None:
+        factor = self._factors[index]
+        if isinstance(factor, _Constant) and not isinstance(weight, Schedule):
+            factor.weights = weight  # no new module: compiled code goes on
+        else:
+            self._factors[index] = _as_factor(weight)
+
+    def __eq__(self, other: object) -> bool:
+        return list(self) == other
+
+    def __repr__(self) -> str:
+        return repr(list(self))
 
 
 class MaskL1(MaskRegularizer):

@@ -19,6 +19,7 @@ from mast_ops import (
 )
 from mast_ops.functional import mask_coverage
 from mast_ops.regularizers import MaskRegularizerSum
+from mast_ops.schedules import LinearSchedule
 
 ON_TENSORS = (MaskL1, MaskHoyer, MaskCoverage, MaskOverlap, MaskEntropy)
 
@@ -89,6 +90,35 @@ def test_a_floor_that_a_schedule_sets_does_not_compile_anew():
             regularizer.floor = floor
             assert regularizer.floor == floor
             assert torch.equal(compiled(masks), torch.relu(torch.tensor(floor) - masks.mean(1)).mean())
+
+
+def test_weights_that_are_set_by_hand_do_not_compile_anew():
+    """One of them, or all; and a schedule may take a number's place, and leave it."""
+    total, masks = MaskRegularizerSum([MaskL1(), MaskOverlap()], [1, 2.0]), torch.rand(3, 8)
+    compiled = torch.compile(total, fullgraph=True, backend="eager")
+    torch._dynamo.reset()
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for i in range(20):
+            total.weights[0] = i / 10
+            assert total.weights == [i / 10, 2.0]
+            torch.testing.assert_close(compiled(masks), i / 10 * MaskL1()(masks) + 2 * MaskOverlap()(masks))
+        total.weights = [0, 3]
+        torch.testing.assert_close(compiled(masks), 3 * MaskOverlap()(masks))
+    total.weights[-1] = LinearSchedule(0.0, 1.0, 4)
+    total.step()
+    assert isinstance(total.weights[1], LinearSchedule)
+    torch.testing.assert_close(total(masks.double()), 0.25 * MaskOverlap()(masks.double()))
+    assert list(total.state_dict()) == ["factors.1.taken"]
+    total.weights = (1.0, 0.5)
+    assert total.state_dict() == {}
+    with pytest.raises(ValueError, match=r"^weights: got 1 for 2 regularizers"):
+        total.weights = [1.0]
+    for weight, error in (("1", TypeError), (-1.0, ValueError), (None, TypeError)):
+        with pytest.raises(error, match=r"^weights: got "):
+            total.weights[0] = weight
+        with pytest.raises(error, match=r"^weights: got "):
+            total.weights = [2.0, weight]
+    assert total.weights == [1.0, 0.5]
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
