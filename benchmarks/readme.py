@@ -23,7 +23,7 @@ from benchmarks.evidence import claims, difficulty, relations, report
 
 ROOT = Path(__file__).parent.parent
 DEVICES = ("cpu", "gpu")
-METHODS = ("simclr", "byol", "vicreg")
+METHODS = ("simclr", "byol", "vicreg", "multi_crop")
 RANKS = Path("cpu") / "distributed.json"
 EVIDENCE = Path("evidence")  # a folder: pages but the full one show its main file
 PAGES = {  # and the parts of each

@@ -1,4 +1,4 @@
-"""Pairs of views against two plain views by the same transforms: what sharing draws costs a data loader.
+"""Pairs of views against plain views by the same transforms, as many: what sharing draws costs a data loader.
 
 python -m benchmarks.views --json benchmarks/results/views.json
 python -m benchmarks.views --only item-96 batch-96 --seconds 60
@@ -23,20 +23,23 @@ from benchmarks import machine
 from benchmarks.tables import number
 from benchmarks.timing import Repeat, Sample, interleave
 from mast_ops import FactorizedViews, recipes
+from mast_ops._steps import local_name
 
 BATCH = 64
-PAIRS = 12  # of one image in a repeat: two decks
+PAIRS = 12  # calls for one image in a repeat: more than a deck
 
 
 class Case(NamedTuple):
     title: str
     size: int
     source: tuple[int, int] | None = None  # of the PIL image, width first; None: a batch of `size`
+    local_size: int | None = None  # of six more views, for multi-crop
 
 
 CASES = {
     "item-96": Case("torchvision, one image of 96 pixels, as in STL-10", 96, (96, 96)),
     "item-224": Case("torchvision, 224 pixels of one image of 500 x 375", 224, (500, 375)),
+    "multi-crop": Case("multi-crop: 2 views of 224 pixels and 6 of 96, of one image of 500 x 375", 224, (500, 375), 96),
     "batch-32": Case(f"kornia, batch of {BATCH}, 32 pixels", 32),
     "batch-96": Case(f"kornia, batch of {BATCH}, 96 pixels", 96),
     "batch-224": Case(f"kornia, batch of {BATCH}, 224 pixels", 224),
@@ -71,7 +74,13 @@ def on_item(case: Case) -> tuple[FactorizedViews, Any]:
 
     width, height = case.source or (case.size, case.size)
     coarse = torch.randint(256, (height // 16 + 1, width // 16 + 1, 3), dtype=torch.uint8).numpy()
-    return recipes.make_views("simclr", case.size), Image.fromarray(coarse).resize((width, height))
+    options: dict[str, Any] = {}
+    if case.local_size is not None:
+        from torchvision.transforms import v2
+
+        crop = v2.RandomResizedCrop(case.local_size, scale=(0.05, 0.14), antialias=True)
+        options = {"num_local_views": 6, "local_augmentations": {"crop": crop}}
+    return recipes.make_views("simclr", case.size, **options), Image.fromarray(coarse).resize((width, height))
 
 
 def on_batch(case: Case) -> tuple[FactorizedViews, Any]:
@@ -94,12 +103,14 @@ def on_batch(case: Case) -> tuple[FactorizedViews, Any]:
 
 def measure(views: FactorizedViews, x: Any, pairs: int, seconds: float) -> dict[str, Any]:
     """Milliseconds of both, and the ratio, each with its quartiles over the rounds."""
-    steps = [*views._calls.values(), *([views._finalize] if views._finalize else [])]
+    last = [views._finalize] if views._finalize else []
+    steps = [*views._calls.values(), *last]
+    local_steps = [*(views._local_calls.get(local_name(name), call) for name, call in views._calls.items()), *last]
 
     def plain() -> None:
-        for _ in range(2):
+        for view in [steps] * views.num_views + [local_steps] * views.num_local_views:
             y = x
-            for step in steps:
+            for step in view:
                 y = step(y)
 
     for _ in range(10):  # the first uses, with their trials
@@ -129,7 +140,7 @@ def spread(values: list[float]) -> dict[str, float]:
 def markdown(document: dict[str, Any]) -> str:
     """One line a case, under a caption."""
     where, versions = document["machine"], document["versions"]
-    lines = ["| SimCLR's recipe | two plain views, ms | a pair, ms | ratio |", "| --- | ---: | ---: | ---: |"]
+    lines = ["| SimCLR's recipe | plain views, ms | ours, ms | ratio |", "| --- | ---: | ---: | ---: |"]
     for case in document["cases"].values():
         plain, ours, ratio = (case[name] for name in ("plain", "ours", "ratio"))
         times = f"{number(plain['median'])} | {number(ours['median'])}"

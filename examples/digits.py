@@ -117,6 +117,16 @@ class TwoViews:
         return self.transform(image), self.transform(image)
 
 
+class Crops:
+    """Multi-crop: two global views by one transform, and so many local ones by another."""
+
+    def __init__(self, transform: Callable, local: Callable, num_local: int) -> None:
+        self.transforms = [transform] * 2 + [local] * num_local
+
+    def __call__(self, image: Image.Image) -> list[Tensor]:
+        return [transform(image) for transform in self.transforms]
+
+
 def arguments(description: str | None, *, checkpoint: bool = False) -> argparse.Namespace:
     """What the scripts take."""
     parser = argparse.ArgumentParser(description=description)
@@ -160,7 +170,8 @@ def make_backbone() -> nn.Module:
         nn.Sequential(nn.Conv2d(i, o, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(o), nn.ReLU())
         for i, o in itertools.pairwise(widths)
     ]
-    return nn.Sequential(*blocks, nn.Flatten(), nn.Linear(4 * widths[-1], DIM), nn.BatchNorm1d(DIM), nn.ReLU())
+    pool = nn.AdaptiveAvgPool2d(2)  # leaves an image of SIZE as it is, and takes smaller ones
+    return nn.Sequential(*blocks, pool, nn.Flatten(), nn.Linear(4 * widths[-1], DIM), nn.BatchNorm1d(DIM), nn.ReLU())
 
 
 def make_projector() -> nn.Module:

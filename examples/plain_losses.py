@@ -1,5 +1,7 @@
 """The losses of SimCLR, BYOL and VICReg as plain scripts have them."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -23,3 +25,9 @@ def vicreg(z0: Tensor, z1: Tensor) -> Tensor:
     covariances = [torch.cov(z.T).square() for z in (z0, z1)]
     off_diagonal = sum(c.sum() - c.diagonal().sum() for c in covariances) / z0.shape[1]
     return 25 * F.mse_loss(z0, z1) + 25 * hinge + off_diagonal
+
+
+def over_pairs(loss: Callable[[Tensor, Tensor], Tensor], outs: list[Tensor]) -> Tensor:
+    """The mean over pairs of views, one of them at least among the first two, the global ones."""
+    pairs = [(outs[i], out) for i in range(2) for out in outs[i + 1 :]]
+    return torch.stack([loss(z0, z1) for z0, z1 in pairs]).mean()

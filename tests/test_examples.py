@@ -16,7 +16,7 @@ import pytest
 import torch
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
-METHODS = ("simclr", "byol", "vicreg")
+METHODS = ("simclr", "byol", "vicreg", "multi_crop")
 PEERS = ("lightly_simclr", "lightly_byol", "lightning_vicreg")
 TINY = ("--epochs", "1", "--images", "32", "--batch", "16", "--workers", "0")
 
