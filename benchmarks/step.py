@@ -92,7 +92,9 @@ def make_step(args: argparse.Namespace, name: str, views: Tensor, kind: Tensor) 
     )
     if name != "plain":
         uncertainty: Any = "subspace" if "uncertainty" in name else None
-        projector = MaskedSubspaceHead(projector, SUBSPACES, uncertainty=uncertainty)
+        projector = MaskedSubspaceHead(
+            projector, SUBSPACES, kinds=torch.eye(len(SUBSPACES)).bool(), uncertainty=uncertainty
+        )
     criterion = make_criterion(args.base, plain=name == "plain")
     model = nn.Sequential(backbone, projector).to(args.device)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)

@@ -35,9 +35,10 @@ class MaskedSubspaceHead(nn.Module):
         subspaces: The :class:`mast_ops.FactorizedViews` that make the pairs: their augmentations are the subspaces, and
             their kinds the kinds. Or the names of the subspaces in the order of their indices ("crop", "color", ...),
             or their number K, for the names "0", "1", ...
-        kinds: (S, K) bool, which augmentations differ in pairs of each kind; goes with names or a number. Default: one
-            at a time, ``eye(K)``, which is wrong for views of other pairs: pass the views themselves. A loss reads it
-            in the output. No weight depends on it: a checkpoint goes on with other pairs.
+        kinds: (S, K) bool, which augmentations differ in pairs of each kind; goes with names or a number. Default: not
+            known, so that a loss refuses ``kind``, the row of a table that nobody told; pass the views themselves, or
+            ``torch.eye(K, dtype=torch.bool)`` for one at a time. A loss reads it in the output. No weight depends on
+            it: a checkpoint goes on with other pairs.
         masks: How masks are parameterised: ``"binary"`` (default: exact zeros and ones of fixed coverage, so that it
             cannot collapse and needs no regularizer), ``"normalized"`` (the same, soft), ``"sigmoid"``, ``"relu"``,
             ``"softplus"``, ``"hard_concrete"``, ``"allocated"`` (by what augmentations explain, with no gradient), or a
@@ -132,7 +133,8 @@ class MaskedSubspaceHead(nn.Module):
         observer = self.masks if self.masks.observes and self.training else None
         if torch.compiler.is_exporting():
             granularity, observer = None if granularity is None else Word(granularity), None
-        return SubspaceOutput(embedding, self.masks(), self._log_variance(h), self._table, granularity, observer)
+        log_variance, told = self._log_variance(h), self._knows_kinds
+        return SubspaceOutput(embedding, self.masks(), log_variance, self._table, granularity, observer, told)
 
     def _log_variance(self, h: Tensor) -> Tensor | None:
         if self.uncertainty is None:
@@ -142,12 +144,12 @@ class MaskedSubspaceHead(nn.Module):
 
     @property
     def kinds(self) -> Tensor:
-        """(S, K) bool: which augmentations differ in pairs of each kind."""
+        """(S, K) bool: which augmentations differ in pairs of each kind; one at a time where none were told."""
         one_at_a_time = torch.eye(len(self.subspaces), dtype=torch.bool, device=self.masks.weight.device)
         return one_at_a_time if self._table is None else self._table
 
     def _set_kinds(self, kinds: Tensor | None) -> None:
-        count = len(self.subspaces)
+        count, self._knows_kinds = len(self.subspaces), kinds is not None
         if kinds is not None:
             check_kinds(kinds, count)
             if torch.equal(kinds.cpu(), torch.eye(count, dtype=torch.bool, device="cpu")):
@@ -254,7 +256,7 @@ class MaskedSubspaceHead(nn.Module):
             subspaces: The names of the new head's subspaces, in order.
             new: Those of them that this head does not have, which start as in a fresh head. Named again, so that a
                 misspelled name is not a new subspace.
-            kinds: (S, K) bool of the new head, as in the constructor: one at a time by default.
+            kinds: (S, K) bool of the new head, as in the constructor: not known by default.
 
         Raises:
             ValueError, TypeError: No or repeated names, a name that is neither here nor in ``new``, or one in both; or

@@ -37,6 +37,8 @@ class SubspaceOutput(NamedTuple):
     """What the columns of ``log_variance`` are; there whenever it is."""
     observer: MaskParameterization | None = None
     """The head's masks, of a head in training mode whose masks want a loss to tell them of its pairs."""
+    knows_kinds: bool = True
+    """False for a head that was told names alone: a loss then takes no ``kind``, whose table nobody knows."""
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
         """``Tensor.to`` on every tensor; a dtype is for the floating-point ones."""

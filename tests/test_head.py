@@ -114,8 +114,9 @@ def test_reading_widths_leaves_the_projector_and_the_generator_alone():
 
 def test_output_unpacks_moves_and_detaches():
     out = MaskedSubspaceHead(mlp(), 3)(torch.randn(4, 16))
-    embedding, masks, log_variance, kinds, granularity, observer = out
+    embedding, masks, log_variance, kinds, granularity, observer, knows_kinds = out
     assert log_variance is kinds is granularity is observer is None
+    assert not knows_kinds
     assert embedding.requires_grad
     assert masks.requires_grad
     assert not out.detach().masks.requires_grad
@@ -179,7 +180,7 @@ def test_autocast_keeps_masks_and_log_variance_in_float32():
     assert all(p.grad.isfinite().all() for p in head.parameters())
 
 
-@pytest.mark.parametrize(("kinds", "compiler"), [(None, "aot_eager"), (KINDS, "inductor")])
+@pytest.mark.parametrize(("kinds", "compiler"), [(torch.eye(3).bool(), "aot_eager"), (KINDS, "inductor")])
 def test_compiles_whole_with_its_loss(kinds, compiler):
     head, criterion = MaskedSubspaceHead(mlp(), NAMES, kinds=kinds, uncertainty="subspace"), SubspaceVICRegLoss()
 
@@ -245,6 +246,31 @@ def test_kinds_are_in_the_output_and_by_default_one_at_a_time():
     for plain in (MaskedSubspaceHead(mlp(), NAMES), MaskedSubspaceHead(mlp(), NAMES, kinds=torch.eye(3) > 0)):
         assert torch.equal(plain.kinds, torch.eye(3, dtype=torch.bool))
         assert plain(torch.randn(4, 16)).kinds is None  # no product of masks is asked for
+
+
+def test_names_alone_go_with_no_kind():
+    """The table might be any: with K kinds of all but one, each pair would count in the one mask that it should not."""
+    kind, loss = torch.tensor([0, 1, 2, 0]), SubspaceVICRegLoss()
+    head = MaskedSubspaceHead(mlp(), NAMES)
+    for one in (head, with_kinds().with_subspaces(NAMES)):
+        out0, out1 = one(torch.randn(4, 16)), one(torch.randn(4, 16))
+        with pytest.raises(ValueError, match=r"^kind: got indices with a head that was told names alone, wanted Mask"):
+            loss(out0, out1, kind=kind)
+        loss(out0, out1)
+    out0, out1 = head(torch.randn(4, 16)), head(torch.randn(4, 16))
+    table = torch.eye(3, dtype=torch.bool)
+    torch.testing.assert_close(loss(out0, out1, kind=kind, kinds=table), loss(*map(known, (out0, out1)), kind=kind))
+
+
+def known(out: SubspaceOutput) -> SubspaceOutput:
+    return out._replace(knows_kinds=True)
+
+
+def test_a_forgotten_kind_is_warned_of():
+    head = with_kinds()
+    with pytest.warns(UserWarning, match="kind: got None with a head that knows kinds") as caught:
+        SubspaceVICRegLoss()(head(torch.randn(4, 16)), head(torch.randn(4, 16)))
+    assert caught[0].filename == __file__
 
 
 def test_a_head_has_kinds_of_its_own():

@@ -219,7 +219,8 @@ def test_a_learned_temperature_gets_a_gradient():
 @pytest.mark.parametrize("uncertainty", [None, "sample", "subspace", "dimension"])
 def test_a_few_steps_lower_it(loss, uncertainty):
     torch.manual_seed(0)
-    head = MaskedSubspaceHead(nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, D)), K, uncertainty=uncertainty)
+    projector = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, D))
+    head = MaskedSubspaceHead(projector, K, kinds=torch.eye(K).bool(), uncertainty=uncertainty)
     criterion, optimizer = loss(), torch.optim.Adam(head.parameters(), lr=1e-2)
     h = torch.randn(N, 8)
     h0, h1 = h + 0.1 * torch.randn(N, 8), h + 0.1 * torch.randn(N, 8)

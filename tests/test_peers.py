@@ -28,6 +28,7 @@ from mast_ops import (
 )
 
 NAMES = ("crop", "color", "blur")
+ONE_AT_A_TIME = torch.eye(3, dtype=torch.bool)
 SHAPES = [(2, 1), (3, 7), (8, 4), (5, 33), (64, 16)]
 
 
@@ -229,7 +230,7 @@ def assert_wraps(make, loss=None, x=None):
     """Widths are read off, one step trains projector and masks, and the state_dict goes into another head."""
     torch.manual_seed(0)
     projector = make()
-    head = MaskedSubspaceHead(projector, NAMES, uncertainty="subspace")
+    head = MaskedSubspaceHead(projector, NAMES, kinds=ONE_AT_A_TIME, uncertainty="subspace")
     assert head.projector is projector
     x = torch.randn(8, head.uncertainty.in_features) if x is None else x
     alone = copy.deepcopy(projector)(x)
@@ -248,7 +249,7 @@ def assert_wraps(make, loss=None, x=None):
     file = io.BytesIO()
     torch.save(head.state_dict(), file)
     file.seek(0)
-    other = MaskedSubspaceHead(make(), NAMES, uncertainty="subspace")
+    other = MaskedSubspaceHead(make(), NAMES, kinds=ONE_AT_A_TIME, uncertainty="subspace")
     other.load_state_dict(torch.load(file, weights_only=True))
     assert_same(other.eval()(x), head.eval()(x))
 
@@ -316,14 +317,14 @@ VIT = ("vit_tiny_patch16_224", {"img_size": 32, "depth": 2, "patch_size": 8})
 def test_a_head_on_a_timm_backbone_trains(name, options):
     body = backbone(name, num_classes=0, **options)
     projector = Mlp(body.num_features, 24, 10)
-    model = nn.Sequential(body, MaskedSubspaceHead(projector, NAMES, uncertainty="subspace"))
+    model = nn.Sequential(body, MaskedSubspaceHead(projector, NAMES, kinds=ONE_AT_A_TIME, uncertainty="subspace"))
     step(model, body.patch_embed.proj if hasattr(body, "patch_embed") else body.conv1)
 
 
 @pytest.mark.parametrize(("name", "options", "place"), [(*RESNET, "fc"), (*VIT, "head")], ids=["resnet", "vit"])
 def test_the_classifier_of_a_timm_model_is_wrapped_in_place(name, options, place):
     model = backbone(name, num_classes=10, **options)
-    head = MaskedSubspaceHead(model.get_classifier(), NAMES, uncertainty="sample")
+    head = MaskedSubspaceHead(model.get_classifier(), NAMES, kinds=ONE_AT_A_TIME, uncertainty="sample")
     assert (head.uncertainty.in_features, head.masks.dim) == (model.num_features, 10)
     alone = model.eval()(images())
     setattr(model, place, head)
@@ -341,7 +342,7 @@ def test_the_classifier_of_a_timm_model_is_wrapped_in_place(name, options, place
     ids=["convnext", "regnet", "swin"],
 )
 def test_timms_heads_that_pool_tell_their_widths(make, shape):
-    head = MaskedSubspaceHead(make(), NAMES)
+    head = MaskedSubspaceHead(make(), NAMES, kinds=ONE_AT_A_TIME)
     assert head(torch.randn(shape)).embedding.shape == (4, 10)
 
 
@@ -350,7 +351,7 @@ def test_a_backbone_without_a_head_asks_for_the_width():
     body = backbone(RESNET[0], num_classes=0)
     with pytest.raises(ValueError, match="pass output_dim="):
         MaskedSubspaceHead(body.get_classifier(), NAMES)
-    head = MaskedSubspaceHead(body.get_classifier(), NAMES, output_dim=body.num_features)
+    head = MaskedSubspaceHead(body.get_classifier(), NAMES, kinds=ONE_AT_A_TIME, output_dim=body.num_features)
     assert head(body(images())).masks.shape == (3, 512)
 
 
@@ -423,7 +424,7 @@ def test_solo_learns_own_methods(name):
         assert_wraps(lambda part=part: getattr(getattr(methods, name)(**SOLO), part))
     model = getattr(methods, name)(**SOLO)
     part = "predictor" if name in ("BYOL", "SimSiam") else "projector"
-    setattr(model, part, MaskedSubspaceHead(getattr(model, part), NAMES))
+    setattr(model, part, MaskedSubspaceHead(getattr(model, part), NAMES, kinds=ONE_AT_A_TIME))
     out = model(images())["p" if part == "predictor" else "z"]
     assert isinstance(out, SubspaceOutput)
     wanted = {id(p) for p in getattr(model, part).parameters() if p.requires_grad}
@@ -484,10 +485,10 @@ def test_stable_pretrainings_own_forward_takes_head_and_loss(forward, argument, 
     """Every pair in all subspaces: its forward functions pass on two views and nothing else."""
     spt = pytest.importorskip("stable_pretraining", exc_type=ImportError)
     body, projector = Pooled(), nn.Linear(16, 10)
-    parts = {"backbone": body, "projector": MaskedSubspaceHead(projector, NAMES)}
+    parts = {"backbone": body, "projector": MaskedSubspaceHead(projector, NAMES, kinds=ONE_AT_A_TIME)}
     if forward == "byol":
         parts = {"backbone": spt.TeacherStudentWrapper(body), "projector": spt.TeacherStudentWrapper(projector)}
-        parts["predictor"] = MaskedSubspaceHead(nn.Linear(10, 10), NAMES)
+        parts["predictor"] = MaskedSubspaceHead(nn.Linear(10, 10), NAMES, kinds=ONE_AT_A_TIME)
     model = spt.Module(forward=getattr(stable("forward"), forward), optim=None, **parts, **{argument: loss})
     x = images()
     model.forward({"views": [{"image": x}, {"image": x.flip(1)}]}, "train")["loss"].backward()

@@ -49,10 +49,11 @@ FUNCTIONS = {
 }
 
 
-def head(**options) -> MaskedSubspaceHead:
+def head(kinds=None, **options) -> MaskedSubspaceHead:
     torch.manual_seed(1)
     projector = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 24))
-    return MaskedSubspaceHead(projector, 3, uncertainty="subspace", **options)
+    kinds = torch.eye(3, dtype=torch.bool) if kinds is None else kinds
+    return MaskedSubspaceHead(projector, 3, kinds=kinds, uncertainty="subspace", **options)
 
 
 def inputs() -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,6 +1,7 @@
 """What every subspace loss shares: it takes two views, and is a weighted sum of named terms."""
 
 import inspect
+import warnings
 from abc import ABC, abstractmethod
 from typing import ClassVar, Literal, Protocol, overload
 
@@ -44,10 +45,11 @@ class SubspaceLoss(nn.Module, ABC):
       target, meet in float32; float64 goes with float64 alone.
     - masks: (K, D), one mask an augmentation, wanted with plain tensors only; of two heads' outputs, those of ``out0``
       count.
-    - kinds: (S, K) bool, which augmentations differ in pairs of each kind. Default: what the head knows, or one at a
-      time, ``eye(K)``.
-    - kind: (N,) int64, a row of ``kinds``: the pair must agree where the masks of all that differs in it are open.
-      None: every pair counts in each of the K masks alone.
+    - kinds: (S, K) bool, which augmentations differ in pairs of each kind. Default: what the head knows; with plain
+      tensors one at a time, ``eye(K)``.
+    - kind: (N,) int64, a row of ``kinds``: the pair must agree where the masks of all that differs in it are open. A
+      head that was told names alone goes with no ``kind``, but beside ``kinds``.
+      None: every pair counts in each of the K masks alone; a warning says so where the head knows kinds.
     - Returns a scalar, float32 for half-precision input; with ``return_components`` also a dictionary of
       the terms, unweighted and detached, for logging.
 
@@ -249,6 +251,17 @@ def pairs_of(
     if len(views) == 2:
         check_alike("out1.masks", views[1].masks, "out0.masks", views[0].masks)
     tables = [out.kinds for out in views if out.kinds is not None]
+    if kind is not None and kinds is None and not all(out.knows_kinds for out in views):
+        raise ValueError(
+            "kind: got indices with a head that was told names alone, wanted MaskedSubspaceHead(projector, views), or "
+            "its kinds=, the table of which kind is the row"
+        )
+    if kind is None and tables and not torch.compiler.is_compiling():
+        warnings.warn(
+            "kind: got None with a head that knows kinds of pairs, wanted kind=kind, as views(images) gives it: every "
+            "pair counts in each mask alone now, whatever differs in it",
+            stacklevel=5,  # the line that calls the loss
+        )
     if tables and kinds is not None:
         raise ValueError("kinds: got a table beside a head's output, which carries its own; pass one or the other")
     if len(tables) == 2:
