@@ -12,6 +12,7 @@ from mast_ops._precision import wide
 from mast_ops.kernels.eager import contrast as eager_contrast
 from mast_ops.kernels.eager import moments as eager_moments
 from mast_ops.kernels.eager import pairs as eager_pairs
+from mast_ops.kernels.eager import sigmoid as eager_sigmoid
 from mast_ops.ops import Contrast, Gap, Table
 
 
@@ -60,6 +61,10 @@ def mean_of_contrast(problem: Contrast) -> Tensor:
     return (rows.mean() + other.mean()) / 2 if problem.both_ways else rows.mean()
 
 
+def mean_of_sigmoid(problem: Contrast, bias: Tensor) -> Tensor:
+    return eager_sigmoid.losses(problem, bias).mean()
+
+
 def energy(x: Tensor, y: Tensor | None, squared: Tensor) -> Tensor:
     return eager_moments.off_diagonal(x, y, squared, None)
 
@@ -106,6 +111,7 @@ def make_cases(
     log_variance = normal(n, d)
     scale = torch.rand(1, d, generator=g, dtype=torch.float64).to(device, wide(dtype))
     inverse_temperature = torch.tensor(5.0, device=device, dtype=wide(dtype))
+    bias = torch.tensor(-2.0, device=device, dtype=wide(dtype))
     sample = torch.arange(n, device=device)
     classes, more_classes = sample % max(n // 2, 1), torch.arange(n + 3, device=device) % max(n // 2, 1)
     cases = []
@@ -128,6 +134,9 @@ def make_cases(
                 add(f"{name} of itself", operator, formula, Contrast(z0, None, *rest, two, None, own))
             if own is None:
                 add(f"{name} both ways", operator, formula, several._replace(both_ways=True))
+        for operator, formula in ((ops.sigmoid, eager_sigmoid.losses), (ops.sigmoid_mean, mean_of_sigmoid)):
+            one = Contrast(z0, more, masks, inverse_temperature, classes, more_classes, own)
+            add(f"{operator.__name__}{form}", operator, formula, one, bias)
     wide0, wide1 = z0.to(wide(dtype)), z1.to(wide(dtype))
     add("off_diagonal", ops.off_diagonal, energy, wide0, None, masks)
     add("off_diagonal crossed", ops.off_diagonal, energy, wide0, wide1, masks)

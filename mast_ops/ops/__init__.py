@@ -4,11 +4,14 @@ Every function here takes checked tensors and a backend, asks :mod:`mast_ops.ops
 the kernels of that name.
 """
 
+import sys
+
 from mast_ops.kernels.contract import Contrast, Gap, Table
 from mast_ops.ops.agreement import agree
 from mast_ops.ops.backend import BACKENDS, Backend, check_backend
 from mast_ops.ops.collectives import after, all_reduce, rank, ranks
 from mast_ops.ops.contrast import contrast, contrast_mean
+from mast_ops.ops.flops import count_flops
 from mast_ops.ops.moments import off_diagonal
 from mast_ops.ops.pairs import distance, gap_sums, products
 from mast_ops.ops.sigmoid import sigmoid, sigmoid_mean
@@ -25,6 +28,7 @@ __all__ = [
     "check_backend",
     "contrast",
     "contrast_mean",
+    "count_flops",
     "distance",
     "gap_sums",
     "off_diagonal",
@@ -34,3 +38,6 @@ __all__ = [
     "sigmoid",
     "sigmoid_mean",
 ]
+
+if "torch.utils.flop_counter" in sys.modules:
+    count_flops()
