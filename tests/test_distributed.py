@@ -433,6 +433,30 @@ def test_ddp_goes_on_where_a_loss_has_no_use_for_a_variance(group, name):
             assert grad.any() == ("vicreg" in name or "invariance" in name)
 
 
+def difficulty_of(where: slice, gather: bool):
+    """The term of predicted difficulty and the gradients of log-variances, which nothing else in NT-Xent moves."""
+    z, masks, log_variance, row, _ = batch(2, K)
+    loss = SubspaceNTXentLoss(0.3, difficulty_param=1.0, gather_distributed=gather)
+    doubts = log_variance[:, where].detach().requires_grad_()
+    outs = (SubspaceOutput(a, masks, v, KINDS, "subspace") for a, v in zip(z[:, where], doubts, strict=True))
+    total, parts = loss(*outs, kind=row[where], return_components=True)
+    return parts["difficulty"], torch.autograd.grad(total, doubts)
+
+
+def run_difficulty(rank: int):
+    return difficulty_of(part(rank, 2), True)
+
+
+def test_predicted_difficulty_is_the_mean_over_all_ranks(group):
+    """Pairs are ranked in the batch of their own rank, and every pair counts alike."""
+    n = sum(SIZES[2])
+    alone = [(difficulty_of(part(rank, 2), False), size / n) for rank, size in enumerate(SIZES[2])]
+    value = sum(value * share for (value, _), share in alone)
+    grads = torch.cat([share * grad for (_, (grad,)), share in alone], 1)
+    assert grads.any()
+    assert_equal_to_one_process(group(2)(run_difficulty), (value, [grads]), 2)
+
+
 @pytest.mark.parametrize("name", measure.MEASURED)
 @pytest.mark.parametrize("size", [2, 3, 4])
 def test_the_model_of_bytes_is_what_is_sent(group, name, size):
