@@ -202,6 +202,7 @@ def subspace_sup_con(
     kinds: Tensor | None = None,
     kind: Tensor | None = None,
     reduction: Reduction = "mean",
+    skip_alone: bool = False,
     backend: Backend = "auto",
 ) -> Tensor:
     """Contrastive loss with any number of positives inside every subspace: several views, or class labels.
@@ -211,13 +212,16 @@ def subspace_sup_con(
 
     Args:
         z: Embedding of all views, (N, D), floating point.
-        sample: (N,) int64, the sample (or the class) that each row shows. A row that is alone gives NaN.
+        sample: (N,) int64, the sample (or the class) that each row shows.
         masks: One mask per subspace, (K, D). Columns where a mask is zero are skipped.
         temperature: Divides the cosines; > 0. A float, or a tensor of one element to learn it.
         kinds: Of :func:`mast_ops.functional.masked_distance`.
         kind: Likewise. With it, row i contrasts as an anchor where the masks of all that differs in the pair are open.
         reduction: ``"mean"`` over anchors and subspaces, or ``"none"``. The mean is faster: its gradients are
             made in the forward pass.
+        skip_alone: What becomes of a row that is alone, which has no positive. False (default): its loss is NaN, and
+            so is the mean. True: it counts as a negative of the others alone; its own loss is 0 and not in the mean,
+            which is 0 where all rows are alone. Not the default, since labels that were read wrongly look like that.
         backend: What computes it, see :data:`mast_ops.ops.Backend`.
 
     Returns:
@@ -238,11 +242,27 @@ def subspace_sup_con(
         tensor(0.6932)
     """
     check_choice("reduction", reduction, REDUCTIONS)
+    check_flag("skip_alone", skip_alone)
     check_temperature(temperature)
     check_embedding("z", z)
     check_index("sample", sample, len(z), z.device)
     pairs = Pairs.of(z, z, masks, kinds=kinds, kind=kind)
-    return _contrast(problem_of(pairs, _inverse(temperature, z), sample), Run(backend), reduction)
+    problem, run = problem_of(pairs, _inverse(temperature, z), sample), Run(backend)
+    return _of_rows_with_positives(problem, run, reduction) if skip_alone else _contrast(problem, run, reduction)
+
+
+def _of_rows_with_positives(problem: Contrast, run: Run, reduction: Reduction) -> Tensor:
+    losses = _contrast(problem, run, "none")
+    ordered = problem.sample0.sort().values
+    ends = (torch.searchsorted(ordered, problem.sample0.contiguous(), right=right) for right in (False, True))
+    first, last = ends
+    counted = (last - first > 1).reshape(-1, *[1] * (losses.dim() - 1)).expand_as(losses)
+    kept = torch.where(counted, losses, 0)
+    # Of what is not finite nothing finite is made, where no row counts either.
+    spoilt = sum(
+        (0 * x.detach().to(losses.dtype)).sum() for x in (problem.z0, problem.masks, problem.inverse_temperature)
+    )
+    return (kept if reduction == "none" else kept.sum() / counted.sum().clamp_min(1)) + spoilt
 
 
 def check_temperature(temperature: float | Tensor) -> None:
