@@ -12,25 +12,22 @@ from typing import Any
 
 import torch
 
-_N = 256  # kernels are made for sizes that 16 divides, whatever they are
+from benchmarks.case import Settings, Shape
+
+_N = 256
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser("python -m benchmarks.cache", description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--dtype", nargs="+", choices=["float32", "bfloat16", "float16"], default=["bfloat16"])
-    parser.add_argument("--pairs-dim", type=int, nargs="*", default=[8192], help="D of pairs; default 8192")
-    parser.add_argument("--contrast-dim", type=int, nargs="*", default=[256], help="D of all pairs; default 256")
-    parser.add_argument("--rows", type=int, default=15, help="K; default 15")
     args = parser.parse_args(argv)
     os.environ["TRITON_CACHE_DIR"] = str(args.folder.resolve())
     os.environ.pop("TRITON_INTERPRET", None)
     pretend()
     for dtype in (getattr(torch, name) for name in args.dtype):
-        for d in args.pairs_dim:
-            _pairs(dtype, d, args.rows)
-        for d in args.contrast_dim:
-            _contrast(dtype, d)
+        for suite, shape in sorted(launched(dtype)):
+            _KERNELS[suite](dtype, shape.d, shape.k)
     print(f"{len(list(args.folder.rglob('*.cubin')))} kernels in {args.folder}")
 
 
@@ -55,14 +52,38 @@ def pretend() -> None:
     )
 
 
+def launched(dtype: torch.dtype) -> set[tuple[str, Shape]]:
+    """What the benchmarks measure on a GPU, sweeps of sizes included, where mast_ops would choose Triton."""
+    from benchmarks.contenders import SUITES
+    from benchmarks.scaling import CENTRES, shapes
+    from mast_ops.ops.backend import _WIDE
+
+    settings = Settings("cuda", dtype, "triton", quick=False, compile=False, seconds=1.0)
+    found = {(name, make(settings).shape) for name, makes in SUITES.items() for make in makes}
+    for name, centres in CENTRES.items():
+        found |= {(name, shape) for _, shape in shapes(centres[1], settings)}
+    # one N stands for all: kernels are made for sizes that 16 divides, whatever they are
+    found = {(name, shape._replace(n=_N)) for name, shape in found if name in _KERNELS}  # not moments: products alone
+    return {(name, shape) for name, shape in found if _KERNELS[name] is not _contrast or shape.d <= _WIDE}
+
+
+def _sums(dtype: torch.dtype, d: int, rows: int, row: torch.Tensor | None = None) -> None:
+    from mast_ops.kernels.contract import Gap
+    from mast_ops.kernels.triton import pairs
+
+    z = torch.ones(_N, d, dtype=dtype)
+    pairs.gap_sums(Gap(z, z), rows, row)
+    pairs.gap_sums_backward(torch.ones(1 if row is None else rows, d), Gap(z, z), row)
+
+
 def _pairs(dtype: torch.dtype, d: int, rows: int) -> None:
     from mast_ops.kernels.contract import Gap, Table
     from mast_ops.kernels.triton import pairs
 
-    z, squared = torch.ones(_N, d, dtype=dtype), torch.ones(rows, d)
-    pairs.gap_sums(Gap(z, z), 1, None)
-    pairs.gap_sums_backward(torch.ones(1, d), Gap(z, z), None)
-    for row, grad in ((None, torch.ones(_N, rows)), (torch.zeros(_N, dtype=torch.long), torch.ones(_N))):
+    z, squared, own = torch.ones(_N, d, dtype=dtype), torch.ones(rows, d), torch.zeros(_N, dtype=torch.long)
+    _sums(dtype, d, rows)
+    _sums(dtype, d, rows, own)
+    for row, grad in ((None, torch.ones(_N, rows)), (own, torch.ones(_N))):
         table = Table(squared, row)
         pairs.distance(Gap(z, z), table)
         pairs.distance_backward(grad, Gap(z, z), table)
@@ -70,15 +91,33 @@ def _pairs(dtype: torch.dtype, d: int, rows: int) -> None:
         pairs.products_backward((grad, grad, grad), z, z, table)
 
 
-def _contrast(dtype: torch.dtype, d: int) -> None:
+def _contrast(dtype: torch.dtype, d: int, rows: int) -> None:
     from mast_ops.kernels.contract import Contrast
     from mast_ops.kernels.triton import contrast
 
-    z, masks, ids, one = torch.ones(_N, d, dtype=dtype), torch.ones(1, d), torch.arange(_N), torch.tensor(1.0)
-    grad = torch.ones(_N, 1)
-    for problem in (Contrast(z, z, masks, one, ids, ids, None, True), Contrast(z, None, masks, one, ids, None)):
+    z, ids, one = torch.ones(_N, d, dtype=dtype), torch.arange(_N), torch.tensor(1.0)
+    masks, grad = torch.ones(1, d), torch.ones(_N, 1)  # one launch a mask, all of one kernel
+    problems = [
+        (Contrast(z, z, masks, one, ids, ids), grad),
+        (Contrast(z, z, masks, one, ids, ids, None, True), grad),
+        (Contrast(z, None, masks, one, ids, None), grad),
+        (Contrast(z, z, torch.ones(min(rows, 2), d), one, ids, ids, ids % min(rows, 2)), grad[:, 0]),
+    ]
+    for problem, g in problems:
         contrast.forward(problem)
-        contrast.backward(problem, (grad, grad), (grad, grad))
+        contrast.backward(problem, (g, g), (g, g))
+
+
+_KERNELS: dict[str, Callable[[torch.dtype, int, int], None]] = {
+    "pairs": _pairs,
+    "pairs-mean": _sums,
+    "factorised": _pairs,
+    "cosine": _pairs,
+    "info-nce": _contrast,
+    "nt-xent": _contrast,
+    "own": _contrast,
+    "sparse": _contrast,
+}
 
 
 if __name__ == "__main__":

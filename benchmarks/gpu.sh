@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # What only a GPU can tell. One stage a call, since a lent machine ends commands that take long; in this order:
 #
+#   bash benchmarks/gpu.sh OUT cache      # on any machine of the same Python and Triton: what others need not compile
 #   bash benchmarks/gpu.sh OUT tests      # the kernels and the operators, right or wrong
 #   bash benchmarks/gpu.sh OUT first      # our own times alone, nothing compiled: a minute or two
 #   bash benchmarks/gpu.sh OUT bfloat16   # all contenders; then float32, scaling
@@ -20,6 +21,9 @@ stage=${2:?$usage}
 [ $# -eq 2 ] || { echo "error: got $(($# - 1)) stages, wanted one a call" >&2; exit 2; }
 mkdir -p "$out"
 python=$(command -v python3 || command -v python) || { echo "error: found neither python3 nor python" >&2; exit 2; }
+
+cache=$(cd "$out" && pwd)/cache # carried along with OUT
+[ -d "$cache" ] && export TRITON_CACHE_DIR=$cache
 
 log() { # the command: its whole output in a file, the end of it on the screen
   echo "== $stage: $*"
@@ -44,6 +48,7 @@ sanitize() { # which tests, by pytest's expression
 }
 
 case $stage in
+  cache) log "$python" -m benchmarks.cache "$cache" --dtype bfloat16 float32 ;;
   tests)
     log "$python" -m pytest -q -p no:cacheprovider -o addopts="" tests/test_triton.py tests/test_ops.py \
       tests/test_functional.py tests/test_sensitivity.py tests/test_precision.py tests/test_memory.py
@@ -59,7 +64,7 @@ case $stage in
   memcheck) sanitize "not compile and not export" ;;
   racecheck) sanitize "test_pairs or test_contrast_reads" ;; # it is ten times slower: a part of them
   *)
-    echo "error: stage: got $stage, wanted tests, first, bfloat16, float32, scaling, simclr, vicreg, memcheck or racecheck" >&2
+    echo "error: stage: got $stage, wanted cache, tests, first, bfloat16, float32, scaling, simclr, vicreg, memcheck or racecheck" >&2
     exit 2
     ;;
 esac

@@ -14,7 +14,7 @@ from benchmarks.tables import number
 Maker = Callable[[Settings, Shape], Case]
 _MAKERS: dict[str, Maker] = {"pairs-mean": pairs_mean, "info-nce": info_nce}
 _SHARE = 0.2  # of a contender's usual time: there are many points
-_CENTRES = {  # what the other two sizes are while one moves: cpu, cuda, quick
+CENTRES = {  # what the other two sizes are while one moves: cpu, cuda, quick
     "pairs-mean": (Shape(1024, 2048, 7), Shape(4096, 4096, 7), Shape(64, 128, 3)),
     "info-nce": (Shape(1024, 256, 7), Shape(8192, 256, 7), Shape(64, 32, 3)),
 }
@@ -25,7 +25,7 @@ def sweep(settings: Settings, ceilings: Ceilings, done: Sequence[dict[str, Any]]
     settings = replace(settings, seconds=settings.seconds * _SHARE)
     known = [(point["operator"], point["axis"], point["shape"]) for point in done]
     for operator, make in _MAKERS.items():
-        for axis, shape in shapes(settings.shape(*_CENTRES[operator]), settings):
+        for axis, shape in shapes(settings.shape(*CENTRES[operator]), settings):
             if (operator, axis, shape._asdict()) in known:
                 continue
             case = make(settings, shape)

@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import cache
+from benchmarks.contenders import SUITES
+
 PROGRAM = """
 import torch
 from benchmarks import cache
@@ -30,3 +33,8 @@ def test_a_second_process_compiles_nothing(tmp_path: Path) -> None:
     first = files()
     assert {path.stem for path in first} == {"pack"}
     assert files() == first
+
+
+def test_every_suite_has_its_kernels() -> None:
+    """Moments launch none: they are products alone."""
+    assert SUITES.keys() - cache._KERNELS.keys() == {"moments"}
