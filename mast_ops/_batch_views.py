@@ -78,7 +78,7 @@ def _drawn_locally(step: Step[Tensor], before: _Views, views: _Views, trials: Tr
     """With the local views, which differ from all others after it, drawn of what was before."""
     rows = torch.arange(len(views.apart), device="cpu")
     tensors = views.tensors[: step.num_global]
-    trials.use(step.name, step.call, before.rows(step.num_global, rows))
+    trials.use(step.name, step.call, before.tensors[0])
     for view in range(step.num_global, step.num_views):
         part = drawn(step.name, step.call, before.rows(view, rows), step.seeds[1 + view])
         check_rows(step.name, part, len(rows))
