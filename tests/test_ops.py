@@ -269,7 +269,7 @@ def test_compiles_whole(dynamic):
     for n in (5, 7) if dynamic else (5,):  # a static shape is compiled anew for each
         cases = make_cases(n, 6, 3, dtype=torch.float32)
         if dynamic:  # Inductor takes seconds for each, and a row for each sample changes what is traced alone
-            cases = [case for case in cases if "of one row" not in case.name]
+            cases = [case for case in cases if "of one row" not in case.name and "many" not in case.name]
         eager_in, compiled_in = [case.leaves() for case in cases], [case.leaves() for case in cases]
         eager = everything(*eager_in)
         compiled = torch.compile(

@@ -92,7 +92,7 @@ def measured() -> list[dict]:
     for dtype in (torch.bfloat16, torch.float16, torch.float32):
         short = str(dtype).removeprefix("torch.")
         n, d = 256, 512
-        for r in (15, 64) if dtype != torch.float16 else (15,):
+        for r in (15, 64) if dtype == torch.bfloat16 else (15,):
             z, v, scale = torch.ones(n, d, dtype=dtype), torch.ones(n, d), torch.ones(1, d)
             for own in (None, torch.zeros(n, dtype=torch.long)) if dtype != torch.float16 else (None,):
                 table, g = Table(torch.ones(r, d), own), torch.ones(n, r) if own is None else torch.ones(n)
