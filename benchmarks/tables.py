@@ -98,12 +98,18 @@ def ceilings(rates: dict[str, Any]) -> str:
     return f"copy {rates['bandwidth'] / 1e9:,.1f} GB/s, matrix products {rates['flops'] / 1e12:,.3g} TFLOP/s"
 
 
-def caption(document: dict[str, Any]) -> str:
-    machine, versions, git = document["machine"], document["versions"], document["git"]
-    chip = machine["gpu"] or machine["cpu"]
+def revision(document: dict[str, Any]) -> str:
+    """Which code was measured, and on what day."""
+    git = document["git"]
     commit = (git["commit"] or "no commit")[:9] + (" with changes" if git["dirty"] else "")
+    return f"commit {commit}, {document['date'][:10]}"
+
+
+def caption(document: dict[str, Any]) -> str:
+    machine, versions = document["machine"], document["versions"]
+    chip = machine["gpu"] or machine["cpu"]
     return (
         f"{chip}, {machine['threads']} threads of {machine['cores']} cores, {machine['memory_bytes'] / 2**30:.0f} GiB; "
-        f"torch {versions['torch']}, Python {versions['python']}; commit {commit}, {document['date'][:10]}; "
+        f"torch {versions['torch']}, Python {versions['python']}; {revision(document)}; "
         f"measured in the same run: {ceilings(document['ceilings'])}. `{document['command']}`"
     )

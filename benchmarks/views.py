@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import torch
 
 from benchmarks import machine
-from benchmarks.tables import number
+from benchmarks.tables import number, revision
 from benchmarks.timing import Repeat, Sample, interleave
 from mast_ops import FactorizedViews, recipes
 from mast_ops._steps import local_name
@@ -148,8 +148,7 @@ def markdown(document: dict[str, Any]) -> str:
         lines.append(f"| {case['title']} | {times} | **{ratio['median']:.2f}** ({quartiles}) |")
     caption = (
         f"{where['cpu']}, {where['threads']} thread{'s' * (where['threads'] > 1)} of {where['cores']} cores, torch "
-        f"{versions['torch']}; commit {(document['git']['commit'] or 'none')[:9]}, {document['date'][:10]}; quartiles "
-        f"in brackets. `{document['command']}`"
+        f"{versions['torch']}; {revision(document)}; quartiles in brackets. `{document['command']}`"
     )
     return f"{caption}\n\n" + "\n".join(lines)
 

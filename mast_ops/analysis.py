@@ -23,6 +23,17 @@ class ClosingSets(NamedTuple):
     sets: Tensor  # (M, K) bool: which masks are in the set
     dimensions: Tensor  # (M,) int64, >= 1: how many dimensions just these masks close
 
+    @property
+    def closed(self) -> Tensor:
+        """(K,) int64: how many dimensions each mask closes."""
+        return (self.sets * self.dimensions[:, None]).sum(dim=0)
+
+    @property
+    def closed_alone(self) -> Tensor:
+        """(K,) int64: how many of them no other mask closes."""
+        alone = self.sets.sum(dim=1) == 1
+        return (self.sets * self.dimensions[:, None])[alone].sum(dim=0)
+
 
 class GroupUncertainty(NamedTuple):
     log_variance: Tensor  # (num_groups,) mean predicted log-variance, NaN for a group with no samples

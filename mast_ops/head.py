@@ -303,7 +303,7 @@ class MaskedSubspaceHead(nn.Module):
         return self._identity.hand_out(self._describe())
 
     def set_extra_state(self, state: Tensor) -> None:
-        """Nothing to set: what differs has been refused before."""
+        """What differs has been refused before; the bytes that were handed out are this head's again."""
         self._identity.restore(self._describe())
 
     def _describe(self) -> dict[str, Any]:

@@ -26,7 +26,6 @@ def describe(head: StoredHead, *, threshold: float = 0.5) -> dict[str, Any]:
     Source: ours.
     """
     found = closing_sets(head.masks, threshold=threshold)
-    closed = found.sets * found.dimensions[:, None]
     return {
         "subspaces": list(head.subspaces),
         "dim": head.masks.shape[1],
@@ -34,8 +33,8 @@ def describe(head: StoredHead, *, threshold: float = 0.5) -> dict[str, Any]:
         "kinds": list(names_of_kinds(head.kinds, head.subspaces)),
         "threshold": threshold,
         "mean": exact(head.masks).abs().mean(1).tolist(),
-        "closed": closed.sum(0).tolist(),
-        "closed_alone": closed[found.sets.sum(1) == 1].sum(0).tolist(),
+        "closed": found.closed.tolist(),
+        "closed_alone": found.closed_alone.tolist(),
         "closed_by": [
             {"masks": [name for name, inside in zip(head.subspaces, row, strict=True) if inside], "dimensions": count}
             for row, count in zip(found.sets.tolist(), found.dimensions.tolist(), strict=True)

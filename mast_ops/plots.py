@@ -193,10 +193,8 @@ def plot_closed(masks: Tensor, names: Sequence[str], *, threshold: float = 0.5, 
     """
     _check(masks, names)
     _check_axes(ax)
-    sets, dimensions = (part.cpu() for part in closing_sets(masks, threshold=threshold))
-    closed = sets * dimensions[:, None]
-    alone = closed[sets.sum(dim=1) == 1].sum(dim=0)
-    others = closed.sum(dim=0) - alone
+    found = closing_sets(masks, threshold=threshold)
+    alone, others = found.closed_alone, found.closed - found.closed_alone
     ax = _axes(ax, 6.0, 1.5 + 0.3 * len(names))
     places = list(range(len(names)))
     ax.barh(places, alone.tolist(), height=0.7, color=_COLOURS[0], label="alone")
