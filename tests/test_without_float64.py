@@ -60,6 +60,9 @@ class Moves(TorchFunctionMode):
             return _put(values.to(to), MPS if isinstance(to, torch.dtype) else torch.device(to))
         if function in (torch.Tensor.tolist, torch.Tensor.__int__) and values is not None:
             return function(values)
+        if function is torch.Tensor.__getitem__ and values is not None:
+            index = tree_map(lambda x: x.values if isinstance(x, There) else x, args[1])
+            return _put(values[index], MPS)
         return function(*args, **(kwargs or {}))
 
 
