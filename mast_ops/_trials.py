@@ -26,7 +26,7 @@ class Trials:
         uses_left = self._uses_left[name]
         if uses_left == 0:
             return
-        image = x[:1].repeat(min(len(x), _TRIAL_ROWS), 1, 1, 1) if self._batched else x
+        image = x[:1].repeat(_TRIAL_ROWS, 1, 1, 1) if self._batched else x
         seeds = range(uses_left * _TRIALS, (uses_left + 1) * _TRIALS)  # others in each use
         if name == "finalize":
             _check_deterministic(name, call, image, seeds)
@@ -41,10 +41,10 @@ class Trials:
                 if not drew:
                     _refuse_deterministic(name, call)
                     self._warned.add(name)
-            elif self._batched and len(image) > 1 and all(same(y, y[:1].expand_as(y)) for y in results):
-                _warn(
+            elif self._batched and all(same(y, y[:1].expand_as(y)) for y in results):
+                raise ValueError(
                     f"{name}: got one draw for all samples of a batch, wanted one for each, as kornia's augmentations "
-                    "make them; or batched=False, with which each image is augmented alone"
+                    "make them; or batched=False, and a data set that calls the views on each image"
                 )
         self._uses_left[name] = 0
 

@@ -102,14 +102,14 @@ class FactorizedViews:
             above; local views without augmentations of theirs, or the reverse; generator is not on the CPU; x is
             empty, its axes do not go with batched, or its device's generator cannot be seeded; a callable, at its first
             use, does not replay (or finalize is random); an augmentation draws nothing and gives one result under every
-            seed (in its first batch, or in all of the first eight items); an augmentation changes a batch's number of
-            rows, gives its samples several shapes or dtypes, or gives one image a batch axis.
+            seed (in its first batch, or in all of the first eight items); an augmentation makes one draw for a whole
+            batch, as torchvision's do, changes its number of rows, gives its samples several shapes or dtypes, or gives
+            one image a batch axis.
 
     Warns:
-        UserWarning: once for each augmentation that makes one draw for a whole batch; that leaves two views equal
-            after all redraws, as on a blank image, or where it acts in a fiftieth of its calls; or that has a
-            generator of its own, whose draws we cannot see, and in its first eight uses gives one result under every
-            seed.
+        UserWarning: once for each augmentation that leaves two views equal after all redraws, as on a blank image, or
+            where it acts in a fiftieth of its calls; or that has a generator of its own, whose draws we cannot see, and
+            in its first eight uses gives one result under every seed.
 
     Source: ours. The abstract of the MAST paper (ICLR 2023) does not say how pairs are sampled.
 

@@ -54,9 +54,6 @@ def stamps(num: int = 3, **options) -> dict[str, Stamp]:
     return {name: Stamp(column, **options) for column, name in zip(range(num), "abcdefgh", strict=False)}
 
 
-one_draw_for_a_batch = pytest.mark.filterwarnings("ignore:.*one draw for all samples of a batch")
-
-
 def nothing(x: Any) -> Any:
     """Draws, as an augmentation must, and makes nothing of it."""
     random.random()
@@ -87,19 +84,17 @@ def _seeded():
 PAIRS = ["single", "all", "mixed", "all_but_one", 0.4, [[True, True, False], [False, False, True]]]
 
 
-@one_draw_for_a_batch
-@pytest.mark.parametrize("per_sample", [True, False])
 @pytest.mark.parametrize("source", DRAWS)
 @pytest.mark.parametrize("pairs", PAIRS)
-def test_batch_differs_in_its_kinds_alone(source, per_sample, pairs):
+def test_batch_differs_in_its_kinds_alone(source, pairs):
     x = images(8)
-    views = FactorizedViews(stamps(source=source, per_sample=per_sample), batched=True, pairs=pairs)
+    views = FactorizedViews(stamps(source=source), batched=True, pairs=pairs)
     seen = []
     for _ in range(3):
         pair = views(x)
         assert_factorized(pair, views.kinds, x)
         drawn = pair.view0[:, 0, 0, :3]
-        assert len(drawn.unique()) == 24 if per_sample else len(drawn.unique()) <= 6  # two groups of rows
+        assert len(drawn.unique()) == 24
         seen.append(drawn[0])
     assert len(torch.stack(seen).unique()) == 9  # each call draws anew
     assert (x == -1).all()
@@ -124,18 +119,16 @@ def test_item_differs_in_its_kind_alone(source, pairs):
     data=st.data(),
     num=st.integers(1, 5),
     num_samples=st.integers(1, 17),
-    per_sample=st.booleans(),
     seed=st.integers(0, 2**32),
 )
-@one_draw_for_a_batch
-def test_any_table_and_weights_are_kept_to(data, num, num_samples, per_sample, seed):
+def test_any_table_and_weights_are_kept_to(data, num, num_samples, seed):
     row = st.lists(st.booleans(), min_size=num, max_size=num).filter(any)
     table = data.draw(st.lists(row, min_size=1, max_size=6, unique_by=tuple), label="table")
     weight = st.one_of(st.integers(0, 5), st.floats(0, 1e6))
     weights = data.draw(st.lists(weight, min_size=len(table), max_size=len(table)).filter(any), label="weights")
     x = images(num_samples)
     views = FactorizedViews(
-        stamps(num, per_sample=per_sample),
+        stamps(num),
         pairs=table,
         weights=weights,
         batched=True,
@@ -361,7 +354,8 @@ class OwnGenerator:
         self.random = np.random.default_rng(seed)
 
     def __call__(self, x: Tensor) -> Tensor:
-        x[..., self.column] += self.random.random()
+        draws = self.random.random(len(x) if x.dim() == 4 else 1)
+        x[..., self.column] += torch.from_numpy(draws).float().view(-1, *[1] * (x.dim() - 2))
         return x
 
 
@@ -376,7 +370,6 @@ class OwnByName(ByName):
     """A user's subclass of an albumentation."""
 
 
-@one_draw_for_a_batch
 @pytest.mark.parametrize("own", [OwnGenerator, ByName, OwnByName])
 @pytest.mark.parametrize("batched", [True, False])
 def test_set_random_seed_and_calls_by_name(own, batched):
@@ -528,16 +521,6 @@ def test_redraws_are_repeatable_and_take_nothing_from_the_generator():
 
 
 @pytest.mark.filterwarnings("ignore:.*two equal views")
-@one_draw_for_a_batch
-def test_redraw_of_one_draw_for_a_batch():
-    views = FactorizedViews({"flip": lambda x: x.flip(-1) if torch.rand(()) < 0.3 else x}, batched=True)
-    differ = [
-        (pair.view0 != pair.view1).flatten(1).any(1).all()
-        for pair in (views(torch.rand(6, 1, 2, 3)) for _ in range(40))
-    ]
-    assert sum(differ) > 30  # four redraws of 0.42 each leave a few
-
-
 def test_random_crop_of_an_image_of_its_size_is_let_through():
     """torchvision's draws nothing there; images of other sizes follow."""
 
@@ -566,12 +549,11 @@ def test_unseen_draws_without_effect_are_warned_of_once(batched):
     assert caught[0].filename == __file__
 
 
-def test_one_draw_for_a_batch_is_warned_of_once():
+@pytest.mark.parametrize("num_samples", [1, 6])
+def test_one_draw_for_a_batch_is_refused(num_samples):
     views = FactorizedViews({"own": Stamp(0), "one": Stamp(1, per_sample=False)}, batched=True)
-    with pytest.warns(UserWarning, match=r"'one'.*one draw for all samples.*kornia.*batched=False") as caught:
-        [views(images(6)) for _ in range(3)]
-    assert len(caught) == 1
-    assert caught[0].filename == __file__
+    with pytest.raises(ValueError, match=r"'one'.*one draw for all samples.*kornia.*batched=False.*each image"):
+        views(images(num_samples))
 
 
 @pytest.mark.parametrize(
@@ -590,11 +572,6 @@ def test_a_draw_for_each_sample_is_not_warned_of(call, num_samples, recwarn):
     for _ in range(5):
         views(torch.rand(num_samples, 1, 2, 9))
     assert not [warning for warning in recwarn if "one draw" in str(warning.message)]
-
-
-def test_batch_of_one_is_not_warned_of(recwarn):
-    FactorizedViews({"one": Stamp(0, per_sample=False)}, batched=True)(images(1))
-    assert not recwarn
 
 
 @pytest.mark.parametrize(
@@ -619,7 +596,7 @@ def all_states():
 
 def greedy(x: Tensor) -> Tensor:
     np.random.rand(50), random.random()
-    return x + torch.rand(100).sum()
+    return x + torch.rand(100).sum() + torch.rand(len(x), *[1] * (x.dim() - 1))
 
 
 def fails(x: Tensor) -> Tensor:
@@ -627,7 +604,6 @@ def fails(x: Tensor) -> Tensor:
     raise RuntimeError("broken")
 
 
-@one_draw_for_a_batch
 @pytest.mark.parametrize("batched", [True, False])
 def test_only_the_given_generator_advances(batched):
     x = images(4) if batched else images(1)[0]
@@ -640,7 +616,6 @@ def test_only_the_given_generator_advances(batched):
     assert not torch.equal(generator.get_state(), given_before)
 
 
-@one_draw_for_a_batch
 @pytest.mark.parametrize("batched", [True, False])
 def test_global_generator_advances_by_decisions_and_seeds_alone(batched):
     x = images(4) if batched else images(1)[0]
@@ -950,19 +925,26 @@ def test_bad_input_is_refused_before_any_work(batched, x, error, match):
     assert not called
 
 
+def noisy(x: Tensor) -> Tensor:
+    return x + torch.rand_like(x)
+
+
 @pytest.mark.parametrize(
     ("aug", "error", "match"),
     [
         (lambda x: x[1:], ValueError, r"'odd'.*got 4 rows and gave shape \(3, 1, 2, 9\)"),
         (lambda x: x.repeat(2, 1, 1, 1), ValueError, r"'odd'.*got 4 rows and gave shape \(8,"),
         (lambda x: x.sum(), ValueError, r"'odd'.*got 4 rows and gave shape \(\)"),
-        (lambda x: x[..., : torch.randint(2, 9, ())], ValueError, "'odd'.*samples of .* under two seeds"),
-        (lambda x: x.double() if torch.rand(()) < 0.5 else x, ValueError, "'odd'.*float.*under two seeds"),
+        (lambda x: noisy(x)[..., : torch.randint(2, 9, ())], ValueError, "'odd'.*samples of .* under two seeds"),
+        (
+            lambda x: noisy(x).double() if torch.rand(()) < 0.5 else noisy(x),
+            ValueError,
+            "'odd'.*float.*under two seeds",
+        ),
         (lambda x: x.numpy(), TypeError, "'odd'.*got ndarray as its result, wanted a tensor"),
         (lambda x: None, TypeError, "'odd'.*got NoneType as its result"),
     ],
 )
-@one_draw_for_a_batch
 def test_augmentation_unfit_for_a_batch_is_named(aug, error, match):
     views = FactorizedViews({"stamp": Stamp(0), "odd": aug}, batched=True)
     with pytest.raises(error, match=match):  # at once, or at the first draws that disagree
@@ -1070,9 +1052,9 @@ def test_kornia_item_with_a_batch_axis_is_refused_and_keepdim_is_what_helps():
     assert views(torch.rand(3, 8, 8)).view0.shape == (3, 8, 8)
 
 
-def test_torchvision_batch_is_warned_of(v2):
+def test_torchvision_batch_is_refused(v2):
     views = FactorizedViews({"color": v2.ColorJitter(brightness=0.6)}, batched=True)
-    with pytest.warns(UserWarning, match=r"'color'.*one draw for all samples of a batch"):
+    with pytest.raises(ValueError, match=r"'color'.*one draw for all samples of a batch.*kornia.*each image"):
         views(torch.rand(4, 3, 8, 8))
 
 
@@ -1083,13 +1065,6 @@ def test_torchvision_normalize_and_size_belong_to_finalize(v2):
     gray = FactorizedViews({"gray": v2.RandomGrayscale(p=0.2)}, finalize=fixed)
     for _ in range(10):
         gray(torch.rand(1, 8, 8).repeat(3, 1, 1))
-
-
-@one_draw_for_a_batch
-def test_torchvision_batch(v2):
-    views = FactorizedViews(torchvision_augmentations(v2), pairs="single", batched=True)
-    x = dots(12, 3, 24, 24)
-    assert_crop_and_brightness([(a, b, int(s)) for a, b, s in zip(*views(x), strict=True)])
 
 
 @pytest.mark.parametrize("pil", [True, False])
