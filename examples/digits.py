@@ -71,8 +71,11 @@ class Color(Augmentation):
 
 
 class Blur(Augmentation):
+    """By the mean of 7 x 7 pixels, as products with a band: pooling takes far longer on a CPU."""
+
     def apply(self, x: Tensor, draw: Tensor) -> Tensor:
-        return x.lerp(F.avg_pool2d(x, 7, stride=1, padding=3), draw.abs()[:, :, None, None])
+        band = torch.ones(SIZE, SIZE).tril(3).triu(-3) / 7
+        return x.lerp(band @ x @ band, draw.abs()[:, :, None, None])
 
 
 AUGMENTATIONS = {"scale": Scale(), "rotate": Rotate(), "shift": Shift(), "color": Color(), "blur": Blur()}
