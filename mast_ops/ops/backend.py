@@ -69,7 +69,7 @@ def resolve(backend: Backend, operator: str, z: Tensor, held: int) -> Backend:
         return "eager"
     if asked == "auto":
         if z.device.type == "cuda":
-            products = _why_not_triton(z) or (operator == "contrast" and z.shape[1] > _WIDE)
+            products = _why_not_triton(z) or (operator == "contrast" and z.shape[1] > WIDE)
             return "chunked" if products else _with_kernel(operator)
         if z.device.type != "cpu":
             return "eager"
@@ -114,7 +114,7 @@ _INDUCTOR_FUSES = ("pairs",)
 _SMALL = 1 << 16
 # The gradient kernel makes the scores again for every 256 columns of its result: beyond two such slices that is
 # more arithmetic than products over blocks of kept scores are.
-_WIDE = 512
+WIDE = 512
 # Looked up at import, which finds the package without importing it: compilers before torch 2.12 cannot trace that.
 _HAS_TRITON = importlib.util.find_spec("triton") is not None
 # Nothing but large matrix products: the library's own are the kernel on every device.
