@@ -1,0 +1,188 @@
+"""``python -m benchmarks.predict``: how long kernels should take on an H100, reasoned from their machine code.
+
+PREDICTED, NOT MEASURED. Every kernel is compiled for sm_90 as it would be launched, and its loops are counted: matrix
+instructions, special functions, bytes of shared memory and of global copies, issue slots. Each has a rate, and the
+largest time is the limit. ``overlapped``: all limits at once, a bound from below. ``in turn``: a program waits for its
+product before it takes exponentials, and no other fills the gap: the two times are added. The truth stands in between
+or above: latency, bank conflicts and throttled clocks are not in it.
+"""
+
+import argparse
+import json
+import math
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from benchmarks import cache, sass
+
+# H100 SXM5 as NVIDIA publishes it. Tensor cores, clock, memory, multiprocessors: "NVIDIA H100 Tensor Core GPU
+# Architecture", tables of the SXM5. Special functions, warps issued, shared memory: "CUDA C++ Programming Guide",
+# compute capability 9.0. L2: 5120 bytes a clock are published for the A100 alone.
+PROCESSORS, CLOCK, BANDWIDTH = 132, 1.83e9, 3.35e12
+FLOPS, EXPS, SHARED, ISSUED, COPIED = 4096, 16, 128, 4, 5120 / PROCESSORS  # a clock of one multiprocessor
+MEMORY, REGISTERS, THREADS = 228 * 1024, 65536, 2048  # of a multiprocessor
+GAP = 2e-6  # between two launches of a captured graph: assumed, nobody publishes it
+
+
+class Piece(NamedTuple):
+    """One launch."""
+
+    name: str
+    overlapped: float
+    in_turn: float
+    limit: str
+    ours: bool
+
+
+def launched(function: Callable[[], object]) -> list[Piece]:
+    """Every launch of a function of tensors without data. Kernels of Triton are compiled; PyTorch's move bytes."""
+    import triton
+
+    pieces: list[Piece] = []
+    known: dict[str, tuple[list[sass.Count], sass.Count]] = {}
+    before, active = triton.JITFunction.run, triton.runtime.driver._active
+    cache.pretend()
+    compiled = triton.JITFunction.run
+
+    def run(self: Any, *given: Any, grid: tuple[int, ...], warmup: bool, **named: Any) -> None:
+        kernel = compiled(self, *given, grid=grid, warmup=warmup, **named)
+        if kernel.hash not in known:
+            turns, outside = sass.loops(sass.disassemble(kernel.asm["cubin"]))
+            known[kernel.hash] = [sass.count(turn) for turn in turns], sass.count(outside)
+        arguments = dict(zip(self.arg_names, given, strict=False)) | named
+        pieces.append(_kernel(self.__name__, kernel, known[kernel.hash], grid, arguments))
+
+    try:
+        triton.JITFunction.run = run
+        with _Plain(pieces):
+            function()
+    finally:
+        triton.JITFunction.run = before
+        triton.runtime.driver.set_active(active)
+    return pieces
+
+
+class _Plain(TorchDispatchMode):
+    def __init__(self, pieces: list[Piece]) -> None:
+        super().__init__()
+        self.pieces = pieces
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        name = func.overloadpacket.__name__
+        if not func.is_view and not name.startswith(("empty", "new_empty", "detach")):
+            tensors = [x for x in torch.utils._pytree.tree_leaves((args, out)) if isinstance(x, torch.Tensor)]
+            seconds = sum(x.nbytes for x in tensors) / BANDWIDTH
+            self.pieces.append(Piece(name, seconds, seconds, "memory", False))
+        return out
+
+
+def clocks(count: sass.Count, warps: float) -> dict[str, float]:
+    """Of one multiprocessor, for each limit."""
+    rates = {"matrix": FLOPS, "exps": EXPS, "shared": SHARED, "issue": ISSUED, "copies": COPIED}
+    counted = count.flops, count.exps, count.shared, count.issued, count.copied
+    return {name: warps * x / rate for (name, rate), x in zip(rates.items(), counted, strict=True)}
+
+
+def _kernel(
+    name: str,
+    kernel: Any,
+    counts: tuple[list[sass.Count], sass.Count],
+    grid: tuple[int, ...],
+    arguments: dict[str, Any],
+) -> Piece:
+    warps, turns = kernel.metadata.num_warps, _turns(kernel.asm["ttir"], arguments)
+    total = clocks(counts[1], warps)
+    for count in counts[0]:
+        total = {limit: total[limit] + turns * x for limit, x in clocks(count, warps).items()}
+    resident = _resident(kernel, warps)
+    programs = math.ceil(math.prod(grid) / (PROCESSORS * resident)) * resident  # of the busiest multiprocessor
+    times = {limit: programs * x / CLOCK for limit, x in total.items()}
+    tensors = {x.data_ptr() or id(x): x.nbytes for x in arguments.values() if isinstance(x, torch.Tensor)}
+    times["memory"] = sum(tensors.values()) / BANDWIDTH
+    limit = max(times, key=lambda key: times[key])
+    others = max(x for key, x in times.items() if key != "matrix")
+    return Piece(name, times[limit], others + times["matrix"], limit, True)
+
+
+def _turns(ttir: str, arguments: dict[str, Any]) -> int:
+    """Kernels go through a ``span`` of what they are given, or through all D dimensions, in steps of a constant."""
+    steps = [int(x) for x in re.findall(r"scf\.for .* step %c(\d+)_i32", ttir)]
+    return math.ceil(arguments.get("span", arguments.get("D", 0)) / steps[0]) if steps else 0
+
+
+def _resident(kernel: Any, warps: int) -> int:
+    each = max(sass.registers(kernel.asm["cubin"]), 1)
+    by_memory = MEMORY // (kernel.metadata.shared + 1024)
+    return max(1, min(by_memory, REGISTERS // (each * 32 * warps), THREADS // (32 * warps)))
+
+
+def pairs(n: int, d: int, k: int, both: bool) -> list[Piece]:
+    from mast_ops.kernels.contract import Gap, Table
+    from mast_ops.kernels.triton import pairs as kernels
+
+    z0, z1 = (torch.empty(n, d, dtype=torch.bfloat16, device="meta") for _ in range(2))
+    table, grad = (torch.empty(shape, device="meta") for shape in ((k, d), (n, k)))
+
+    def work() -> None:
+        kernels.distance(Gap(z0, z1), Table(table, None))
+        if both:
+            kernels.distance_backward(grad, Gap(z0, z1), Table(table, None))
+
+    return launched(work)
+
+
+def info_nce(n: int, d: int, k: int, both: bool) -> list[Piece]:
+    from mast_ops.kernels.contract import Contrast
+    from mast_ops.kernels.triton import contrast
+
+    z0, z1 = (torch.empty(n, d, dtype=torch.bfloat16, device="meta") for _ in range(2))
+    masks, one, ids = torch.empty(k, d, device="meta"), torch.empty((), device="meta"), torch.empty(n, device="meta")
+    problem = Contrast(z0, z1, masks, one, ids.long(), ids.long(), None, True)
+    return launched(lambda: contrast.fused(problem, (1.0, 1.0)) if both else contrast.forward(problem))
+
+
+TARGETS: dict[str, Callable[[], list[Piece]]] = {
+    "pairs forward, N=4096 D=8192 K=15": lambda: pairs(4096, 8192, 15, False),
+    "pairs both, N=4096 D=8192 K=15": lambda: pairs(4096, 8192, 15, True),
+    "InfoNCE both, N=32768 D=256 K=15": lambda: info_nce(32768, 256, 15, True),
+}
+
+
+def summary(pieces: list[Piece]) -> list[dict[str, Any]]:
+    """Milliseconds by name of kernel, PyTorch's launches together, and of all with the gaps between launches."""
+    rows: dict[str, dict[str, Any]] = {}
+    for name, overlapped, in_turn, limit, ours in pieces:
+        key = name if ours else "PyTorch's"
+        row = rows.setdefault(key, {"kernel": key, "launches": 0, "overlapped": 0.0, "in turn": 0.0, "limit": limit})
+        row["launches"] += 1
+        row["overlapped"] += overlapped * 1e3
+        row["in turn"] += in_turn * 1e3
+    gaps = len(pieces) * GAP * 1e3
+    whole = [sum(row[key] for row in rows.values()) + gaps for key in ("overlapped", "in turn")]
+    names = ("kernel", "launches", "overlapped", "in turn", "limit")
+    return [*rows.values(), dict(zip(names, ("all, with gaps", len(pieces), *whole, ""), strict=True))]
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser("python -m benchmarks.predict", description=__doc__)
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args(argv)
+    tables = {}
+    for title, make in TARGETS.items():
+        tables[title] = summary(make())
+        print(f"\n{title}, bfloat16, H100 SXM5; predicted, not measured\n")
+        print("| kernel | launches | overlapped, ms | in turn, ms | limit |\n| --- | ---: | ---: | ---: | --- |")
+        for row in tables[title]:
+            print("| {kernel} | {launches} | {overlapped:.3f} | {in turn:.3f} | {limit} |".format(**row))
+    if args.json:
+        args.json.write_text(json.dumps({"note": "predicted, not measured", "tables": tables}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
