@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 SHARED = {90: 227 * 1024, 80: 163 * 1024}  # bytes a program can have
+REGISTERS = {"pack": 64, "unpack": 168, "logsumexp": 255, "gradient": 255}  # of a thread; 255 is all there are
 
 
 def measured() -> list[dict]:
@@ -27,6 +28,7 @@ def measured() -> list[dict]:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
+    from benchmarks import sass
     from mast_ops.kernels.contract import Contrast, Gap, Table
     from mast_ops.kernels.triton import contrast, pairs
 
@@ -65,6 +67,7 @@ def measured() -> list[dict]:
             Path(folder, "k.ptx").write_text(text)
             command = [ptxas, "-v", f"-arch={target}", f"{folder}/k.ptx", "-o", f"{folder}/k.cubin"]
             said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+            code = Path(folder, "k.cubin").read_bytes()
         return {
             "kernel": kernel.__name__,
             "arch": arch,
@@ -73,6 +76,7 @@ def measured() -> list[dict]:
             "shared": ptx.metadata.shared,
             "wgmma": text.count("wgmma.mma_async"),
             "mma": text.count("mma.sync"),
+            "exposed": arch == 90 and any(map(sass.exposed, sass.loops(sass.disassemble(code))[0])),
         }
 
     work, seen = [], set()
@@ -186,6 +190,15 @@ def test_nothing_spills(table: list[dict]) -> None:
 
 def test_shared_memory_fits(table: list[dict]) -> None:
     assert [r for r in table if r["shared"] > SHARED[r["arch"]]] == []
+
+
+def test_registers_are_bounded(table: list[dict]) -> None:
+    assert [r for r in table if r["registers"] > REGISTERS.get(r["kernel"], 255)] == []
+
+
+def test_products_hide_the_copies_of_all_pairs(table: list[dict]) -> None:
+    """No loop waits for copies that it began after its last product. Two stages on the chip would do that."""
+    assert [r for r in table if r["kernel"] in ("logsumexp", "gradient") and r["exposed"]] == []
 
 
 def test_all_pairs_are_on_tensor_cores(table: list[dict]) -> None:
