@@ -25,6 +25,7 @@ from benchmarks import cache, sass
 # compute capability 9.0. L2: 5120 bytes a clock are published for the A100 alone.
 PROCESSORS, CLOCK, BANDWIDTH = 132, 1.83e9, 3.35e12
 FLOPS, EXPS, SHARED, ISSUED, COPIED = 4096, 16, 128, 4, 5120 / PROCESSORS  # a clock of one multiprocessor
+L2 = 50 * 2**20  # bytes
 MEMORY, REGISTERS, THREADS = 228 * 1024, 65536, 2048  # of a multiprocessor
 GAP = 2e-6  # between two launches of a captured graph: assumed, nobody publishes it
 
@@ -77,8 +78,12 @@ class _Plain(TorchDispatchMode):
         name = func.overloadpacket.__name__
         if not func.is_view and not name.startswith(("empty", "new_empty", "detach")):
             tensors = [x for x in torch.utils._pytree.tree_leaves((args, out)) if isinstance(x, torch.Tensor)]
-            seconds = sum(x.nbytes for x in tensors) / BANDWIDTH
-            self.pieces.append(Piece(name, seconds, seconds, "memory", False))
+            product = name in ("mm", "addmm_")
+            seconds = _moved(sum(x.nbytes for x in tensors))
+            if product:
+                (m, k), n = (args[-2].shape, args[-1].shape[1])
+                seconds = max(seconds, 2 * m * n * k / (FLOPS * PROCESSORS * CLOCK))
+            self.pieces.append(Piece("product" if product else name, seconds, seconds, "peak", product))
         return out
 
 
@@ -104,10 +109,15 @@ def _kernel(
     programs = math.ceil(math.prod(grid) / (PROCESSORS * resident)) * resident  # of the busiest multiprocessor
     times = {limit: programs * x / CLOCK for limit, x in total.items()}
     tensors = {x.data_ptr() or id(x): x.nbytes for x in arguments.values() if isinstance(x, torch.Tensor)}
-    times["memory"] = sum(tensors.values()) / BANDWIDTH
+    times["memory"] = _moved(sum(tensors.values()))
     limit = max(times, key=lambda key: times[key])
     others = max(x for key, x in times.items() if key != "matrix")
     return Piece(name, times[limit], others + times["matrix"], limit, True)
+
+
+def _moved(size: int) -> float:
+    """What fits L2 was put there by the launch before, or is read by the next."""
+    return size / (COPIED * PROCESSORS * CLOCK if size <= L2 else BANDWIDTH)
 
 
 def _turns(ttir: str, arguments: dict[str, Any]) -> int:
@@ -137,13 +147,16 @@ def pairs(n: int, d: int, k: int, both: bool) -> list[Piece]:
     return launched(work)
 
 
-def info_nce(n: int, d: int, k: int, both: bool) -> list[Piece]:
+def info_nce(n: int, d: int, k: int, both: bool, chunked: bool = False) -> list[Piece]:
+    from benchmarks import rival
     from mast_ops.kernels.contract import Contrast
     from mast_ops.kernels.triton import contrast
 
     z0, z1 = (torch.empty(n, d, dtype=torch.bfloat16, device="meta") for _ in range(2))
     masks, one, ids = torch.empty(k, d, device="meta"), torch.empty((), device="meta"), torch.empty(n, device="meta")
     problem = Contrast(z0, z1, masks, one, ids.long(), ids.long(), None, True)
+    if chunked:
+        return launched(lambda: rival.both(problem))
     return launched(lambda: contrast.fused(problem, (1.0, 1.0)) if both else contrast.forward(problem))
 
 
@@ -151,6 +164,7 @@ TARGETS: dict[str, Callable[[], list[Piece]]] = {
     "pairs forward, N=4096 D=8192 K=15": lambda: pairs(4096, 8192, 15, False),
     "pairs both, N=4096 D=8192 K=15": lambda: pairs(4096, 8192, 15, True),
     "InfoNCE both, N=32768 D=256 K=15": lambda: info_nce(32768, 256, 15, True),
+    "InfoNCE both by products of chunks, N=32768 D=256 K=15": lambda: info_nce(32768, 256, 15, True, chunked=True),
 }
 
 
