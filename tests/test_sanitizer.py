@@ -34,6 +34,18 @@ def test_no_program_does_what_it_may_not(name: str) -> None:
     assert launched
 
 
+@pytest.mark.parametrize("name", ["distance", "products of one row", "contrast both ways", "contrast of itself"])
+def test_nor_with_the_tiles_of_a_gpu(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tile and a remainder of each side, in half precision."""
+    monkeypatch.setattr(_launch, "INTERPRETED", False)
+    for module in ("_launch", "contrast"):
+        monkeypatch.setattr(f"mast_ops.kernels.triton.{module}.TILE", 128)
+    case = make_case(name, 130, 70, 2, dtype=torch.float16, density=0.6)
+    with strict() as launched:
+        sum(x.sum() for x in case.fused(*case.leaves(), backend="triton")).backward()
+    assert launched
+
+
 def test_sigmoids_neither() -> None:
     z0, z1, masks = (torch.randn(shape).requires_grad_() for shape in ((18, 20), (18, 20), (2, 20)))
     with strict() as launched:
