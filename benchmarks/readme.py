@@ -44,7 +44,7 @@ PAGES = {  # and the parts of each
     "examples/README.md": (*METHODS, "cost"),
     "mast_ops/README.md": ("versions",),
 }
-SHORT = ("looc", "longer", "emoji")  # files of the evidence that have a table of means alone
+SHORT = ("longer", "emoji")  # files of the evidence that have a table of means alone
 FILES = {"versions": versions.markdown, "views": views.markdown}  # parts made of one file of results
 APART = {"relations": relations.text, "difficulty": difficulty.text}  # suites of their own
 UNMEASURED = "Not measured."
@@ -91,7 +91,9 @@ def part(name: str, folder: Path, results: Path) -> str:
         return evidence(file, report.short)
     document = json.loads(file.read_text())
     if name == "ablations":
-        return claims.ablations(json.loads((file.parent / "ablations.json").read_text()), document)
+        return claims.ablations(json.loads((file.parent / "ablations.json").read_text()))
+    if name == "looc":
+        return claims.looc(document, json.loads((file.parent / "longer.json").read_text()))
     made: str = getattr(claims, name)(document)
     return made
 
@@ -153,7 +155,7 @@ def evidence(file: Path, table: Callable[[dict[str, Any]], str] = report.text) -
         return UNMEASURED
     document = json.loads(file.read_text())
     caption = _caption(document)
-    if earlier := document.get("earlier"):
+    for earlier in document.get("earlier", []):
         caption += (
             f" {earlier['what']}: commit {earlier['commit'][:9]}, {earlier['date'][:10]}, `{earlier['command']}`."
         )
