@@ -19,6 +19,8 @@ from mast_ops.pairs import GRANULARITIES, Granularity
 from mast_ops.views import FactorizedViews
 
 _MAX_LOG_VARIANCE = 8.0
+# Under Dynamo of torch 2.11 is_exporting() holds in torch.compile too, which cannot trace the making of a Word.
+_MAY_SAY_EXPORTING = torch.__version__ < "2.13"  # a TorchVersion: compared by number
 
 
 class MaskedSubspaceHead(nn.Module):
@@ -131,7 +133,7 @@ class MaskedSubspaceHead(nn.Module):
             )
         granularity: Any = self.granularity
         observer = self.masks if self.masks.observes and self.training else None
-        if torch.compiler.is_exporting():
+        if torch.compiler.is_exporting() and not (_MAY_SAY_EXPORTING and torch.compiler.is_dynamo_compiling()):
             granularity, observer = None if granularity is None else Word(granularity), None
         log_variance, told = self._log_variance(h), self._knows_kinds
         return SubspaceOutput(embedding, self.masks(), log_variance, self._table, granularity, observer, told)
