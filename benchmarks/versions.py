@@ -27,17 +27,19 @@ RESULTS = ROOT / "benchmarks" / "results" / "versions.json"
 OTHERS = ("einops>=0.8", "typing-extensions>=4.12", "pytest>=8", "hypothesis>=6.100", "numpy", "scipy")
 PARTS = {  # columns of the table; what pytest is given
     "compiled": (
-        *("tests/test_losses.py", "tests/test_bad_input.py"),
+        *(f"tests/test_{name}.py" for name in ("losses", "bad_input", "head", "ops", "sigmoid", "multi_view")),
         *("-k", "compiles_whole or out_of_range_under_compile"),
     ),
     "losses": ("tests/test_losses.py", "-k", "not compile"),
     "masks, checkpoints": ("tests/test_masks.py", "tests/test_binary_masks.py", "tests/test_resume.py"),
-    "heads": ("tests/test_head.py",),
+    "heads": ("tests/test_head.py", "-k", "not compile"),
+    "views": ("tests/test_views.py",),
     "operators": (
         "tests/test_ops.py",
         *("-k", "equals_the_plain or autocast or same_twice or second_gradient or transforms"),
     ),
     "Triton, interpreted": ("tests/test_ops.py", "-k", "any_layout and triton"),
+    "Triton, compiled": ("tests/test_triton_compile.py",),
 }
 
 
