@@ -44,7 +44,8 @@ def main(args: argparse.Namespace) -> None:
     for epoch in (progress := tqdm(range(start, args.epochs), disable=rank > 0)):
         sampler.set_epoch(epoch)
         for (x0, x1, kind), _ in loader:
-            z0, z1 = parallel(x0.to(device)), parallel(x1.to(device))
+            # In one call: torch 2.11 refuses two of a model with BatchNorm.
+            z0, z1 = parallel(torch.cat([x0, x1]).to(device)).chunk(2)
             loss = criterion(z0, z1, kind=kind.to(device))
             optimizer.zero_grad()
             loss.backward()

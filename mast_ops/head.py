@@ -26,11 +26,12 @@ _MAY_SAY_EXPORTING = torch.__version__ < "2.13"  # a TorchVersion: compared by n
 class MaskedSubspaceHead(nn.Module):
     """A projector with K learnable masks over its D output dimensions, one per augmentation.
 
-    Works under DDP, FSDP, ``torch.compile``, ``torch.export``, autocast and ``copy.deepcopy`` (BYOL's target). The
-    ``state_dict`` carries the names of the subspaces and what turns weights into masks, and a head that differs in
-    them refuses it before anything is loaded; :meth:`with_subspaces` goes from one set of subspaces to another. Where
-    ``torch.distributed.checkpoint`` writes weights in place, ``forward`` refuses those of another head; compiled code
-    does not look, but ``train()``, ``eval()`` and ``load_state_dict`` do.
+    Works under DDP, FSDP, ``torch.compile``, ``torch.export`` (strict: from torch 2.13 on), autocast and
+    ``copy.deepcopy`` (BYOL's target). The ``state_dict`` carries the names of the subspaces and what turns weights
+    into masks, and a head that differs in them refuses it before anything is loaded; :meth:`with_subspaces` goes
+    from one set of subspaces to another. Where ``torch.distributed.checkpoint`` writes weights in place,
+    ``forward`` refuses those of another head; compiled code does not look, but ``train()``, ``eval()`` and
+    ``load_state_dict`` do.
 
     Args:
         projector: Maps backbone features to an (N, D) embedding.
