@@ -8,7 +8,16 @@ from typing import Any
 import torch
 
 from mast_ops._checks import check_names
-from mast_ops._draws import Augmentation, alike, applied, copied, outer_states_kept, seed_generators, states_of
+from mast_ops._draws import (
+    Augmentation,
+    alike,
+    applied,
+    copied,
+    is_image,
+    outer_states_kept,
+    seed_generators,
+    states_of,
+)
 
 _CHAINS = {"Compose", "Sequential", "ImageSequential", "AugmentationSequential"}
 _SEEDS = 8
@@ -67,20 +76,27 @@ def _flat(part: Any) -> list[Augmentation]:
     names = {base.__name__ for base in type(part).__mro__}
     inside = getattr(part, "transforms", None)
     if "MultiViewTransform" in names and inside:
-        if any(view is not inside[0] for view in inside):
-            raise ValueError(
-                f"compose: got {type(part).__name__} with {len(inside)} transforms that differ from view to view, "
-                "wanted one for both views: pass one of its .transforms"
-            )
-        return _flat(inside[0])
-    wrapped = getattr(part, "transform", None)
-    if wrapped is not None and _is_chain(wrapped):
-        return _flat(wrapped)
+        return _flat(_for_both_views(part, inside))
     if _is_chain(part):
         return [step for child in (part if inside is None else inside) for step in _flat(child)]
+    if _is_chain(wrapped := getattr(part, "transform", None)):
+        beside = [one for one in getattr(part, "__dict__", {}).values() if _is_chain(one)]
+        return _flat(_for_both_views(part, [wrapped, *beside]))
     if not callable(part):
-        raise TypeError(f"compose: got {type(part).__name__}, wanted a composition of callables, such as a Compose")
+        raise TypeError(
+            f"compose: got {type(part).__name__}, wanted a composition of callables, such as a Compose; "
+            "FactorizedViews itself takes names and callables"
+        )
     return [part]
+
+
+def _for_both_views(part: Any, transforms: Sequence[Any]) -> Any:
+    if any(one is not transforms[0] for one in transforms):
+        raise ValueError(
+            f"compose: got {type(part).__name__}, whose transforms differ from view to view, wanted one for both: "
+            "pass one of them, or take mast_ops.recipes.make_views(name)"
+        )
+    return transforms[0]
 
 
 def _is_chain(part: Any) -> bool:
@@ -130,6 +146,11 @@ def _tell_random(steps: Sequence[Augmentation], image: Any) -> list[bool]:
                         f"compose: step {_name(step)!r} fails on a trial image ({type(error).__name__}: {error}), "
                         "wanted steps that take what comes before them: pass image=, as the first step takes it"
                     ) from error
+                if not is_image(results[-1]):
+                    raise ValueError(
+                        f"compose: step {_name(step)!r} gives {type(results[-1]).__name__}, wanted an image: "
+                        "pass the transform of one view, without what calls it for each view"
+                    )
                 drew = drew or states_of(image) != before
             one = all(alike(result, results[0]) for result in results)
             probability = _probability(step)

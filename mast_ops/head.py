@@ -337,6 +337,8 @@ class _Predictor(nn.Linear):
 def _subspace_names(subspaces: int | Sequence[str]) -> tuple[str, ...]:
     if isinstance(subspaces, Iterable):
         return check_names("subspaces", subspaces)
+    if not isinstance(subspaces, numbers.Integral):
+        raise TypeError(f"subspaces: got {shown(subspaces)}, wanted FactorizedViews, names, or a whole number >= 1")
     return tuple(str(k) for k in range(check_count("subspaces", subspaces)))
 
 

@@ -211,8 +211,9 @@ class FactorizedViews:
 
         Raises:
             TypeError: compose is no composition, or groups are none.
-            ValueError: no step is random; a transform treats its views in several ways; a step does not take what
-                comes before it (pass image); groups name a step that is not there, twice, or steps that are apart.
+            ValueError: no step is random; a transform treats its views in several ways, or gives several; a step does
+                not take what comes before it (pass image); groups name a step that is not there, twice, or steps
+                that are apart.
 
         >>> class RandomShift(torch.nn.Module):
         ...     def forward(self, x):
@@ -298,7 +299,8 @@ def _named(argument: str, calls: Any, least: int = 1) -> tuple[tuple[str, ...], 
     if isinstance(calls, nn.ModuleDict):  # no Mapping to Python
         calls = dict(calls.items())
     if not isinstance(calls, Mapping):
-        raise TypeError(f"{argument}: got {type(calls).__name__}, wanted name -> callable")
+        wanted = "name -> callable, or FactorizedViews.from_compose for a composition"
+        raise TypeError(f"{argument}: got {type(calls).__name__}, wanted {wanted}")
     names = check_names(argument, tuple(calls)) if least or calls else ()
     for name in names:
         if not callable(calls[name]):

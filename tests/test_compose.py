@@ -64,7 +64,7 @@ def test_lightly(v2):
     )
     assert_makes_pairs(views, picture())
     both = transforms.BYOLTransform()
-    with pytest.raises(ValueError, match=r"BYOLTransform with 2 transforms that differ.*\.transforms"):
+    with pytest.raises(ValueError, match=r"BYOLTransform, whose transforms differ from view to view.*make_views"):
         FactorizedViews.from_compose(both)
     assert "solarization" in FactorizedViews.from_compose(both.transforms[1]).augmentations
 
@@ -153,12 +153,42 @@ def test_probability_of_a_chain_makes_it_a_step():
     assert len(views.augmentations) == 2
 
 
+class TwoViews:
+    """As scripts have it: a composition for each view."""
+
+    def __init__(self, transform, transform_prime=None):
+        self.transform, self.transform_prime = transform, transform_prime or transform
+
+
+class Pair:
+    """The same, of what nobody can look into."""
+
+    def __init__(self, call):
+        self.call = call
+
+    def __call__(self, x):
+        return self.call(x), self.call(x)
+
+
+def test_a_wrapper_of_one_composition_is_looked_into():
+    views = FactorizedViews.from_compose(TwoViews(Compose([noise])), image=torch.rand(3, 4, 4))
+    assert views.augmentations == ("noise",)
+
+
 @pytest.mark.parametrize(
     ("compose", "options", "error", "match"),
     [
         (3, {}, TypeError, "compose: got int, wanted a composition"),
+        (
+            {"noise": noise},
+            {},
+            TypeError,
+            "compose: got dict, wanted .*; FactorizedViews itself takes names",
+        ),
         (Compose([half]), {}, ValueError, r"compose: got no random step \(half\)"),
         (Compose([noise, lambda x: x.nothing]), {}, ValueError, "step 'lambda' fails on a trial image.*pass image="),
+        (TwoViews(Compose([noise]), Compose([half])), {}, ValueError, "TwoViews, whose transforms differ from view"),
+        (Pair(noise), {}, ValueError, "step 'pair' gives tuple, wanted an image: pass the transform of one view"),
         (Compose([noise]), {"groups": {"a": "b"}}, ValueError, "groups: got 'b', wanted one of 'noise'"),
         (Compose([noise, noise]), {"groups": {"a": ["noise", "noise_2"], "b": "noise"}}, ValueError, "wanted once"),
         (
