@@ -93,6 +93,7 @@ def test_the_first_views_masks_are_told_and_a_target_may_be_plain():
     assert (online.masks.calls, target.masks.calls) == (3, 0)
 
 
+@pytest.mark.filterwarnings("ignore:kind. got None")
 @pytest.mark.parametrize("what", ["eval", "no gradients", "no kind"])
 def test_nothing_is_told_outside_of_training_or_of_pairs_of_no_known_kind(what):
     one = head().train(what != "eval")

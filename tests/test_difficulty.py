@@ -163,6 +163,7 @@ def test_it_compiles():
     torch.testing.assert_close(compiled(out0, out1, kind=kind), criterion(out0, out1, kind=kind))
 
 
+@pytest.mark.filterwarnings("ignore:kind. got None")
 @pytest.mark.parametrize("loss", LOSSES)
 def test_it_goes_without_kinds(loss):
     out0, out1, _ = outputs("subspace")

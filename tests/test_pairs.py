@@ -529,6 +529,7 @@ def test_one_at_a_time_is_what_there_is_without_a_table(name, backend):
     torch.testing.assert_close(call(loss, x, x.kinds, x.kind), call(loss, x, None, x.kind), rtol=1e-12, atol=1e-13)
 
 
+@pytest.mark.filterwarnings("ignore:kind. got None")
 @pytest.mark.parametrize("table", ["mixed", "all"])
 @pytest.mark.parametrize("name", LOSSES)
 def test_without_kind_every_mask_counts_alone_whatever_the_table(name, table):

@@ -292,6 +292,7 @@ def test_results_that_cannot_be_overwritten_blindly(noise):
     assert torch.equal((view0 == view1)[:, 0, 0, 0], kind != 1)
 
 
+@pytest.mark.filterwarnings("ignore:.*two equal views")
 @pytest.mark.parametrize("batched", [True, False])
 def test_views_and_input_share_no_memory(batched):
     x = images(4) if batched else images(1)[0]
@@ -616,6 +617,7 @@ def test_only_the_given_generator_advances(batched):
     assert not torch.equal(generator.get_state(), given_before)
 
 
+@pytest.mark.filterwarnings("ignore:.*two equal views")
 @pytest.mark.parametrize("batched", [True, False])
 def test_global_generator_advances_by_decisions_and_seeds_alone(batched):
     x = images(4) if batched else images(1)[0]
@@ -631,6 +633,7 @@ def test_global_generator_advances_by_decisions_and_seeds_alone(batched):
     assert states[0][1:] == states[1][1:]
 
 
+@pytest.mark.filterwarnings("ignore:.*two equal views")
 def test_libraries_do_not_draw_the_same_bits():
     seen = []
 
@@ -679,6 +682,7 @@ def test_pickled_views_go_on_alike():
     assert torch.equal(sequence(copy, images(1)[0]), sequence(views, images(1)[0]))
 
 
+@pytest.mark.filterwarnings("ignore:.*two equal views")
 def test_default_device_is_left_alone():
     with torch.device("meta"):  # stands for a device that the CPU's generator cannot draw on
         pair = FactorizedViews({"a": nothing, "b": nothing}, batched=True)(images_on_cpu(4))
