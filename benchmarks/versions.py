@@ -24,7 +24,7 @@ from benchmarks import machine
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "versions.json"
-OTHERS = ("einops>=0.8", "typing-extensions>=4.12", "pytest>=8", "hypothesis>=6.100", "numpy", "scipy")
+OTHERS = ("einops>=0.8", "typing-extensions>=4.12", "pytest>=8", "hypothesis>=6.100", "scipy")
 PARTS = {  # columns of the table; what pytest is given
     "compiled": (
         *(f"tests/test_{name}.py" for name in ("losses", "bad_input", "head", "ops", "sigmoid", "multi_view")),
@@ -47,10 +47,11 @@ class Environment(NamedTuple):
     python: str
     torch: str
     triton: str | None = None  # None: the one that torch brings
+    numpy: str = "numpy"
 
 
 ENVIRONMENTS = {
-    "oldest": Environment("3.12", "2.11.0", "3.6.0"),
+    "oldest": Environment("3.12", "2.11.0", "3.6.0", "numpy<2.4"),  # Triton 3.6 interprets with no newer one
     "pinned": Environment("3.11", "2.13.0", "3.7.1"),
     "newest": Environment("3.11", "2.14.1"),
     "newest, Python 3.13": Environment("3.13", "2.14.1"),
@@ -94,7 +95,8 @@ def tried(name: str, folder: Path) -> Iterator[dict[str, Any]]:
 def make(folder: Path, command: str, wanted: Environment) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     subprocess.run([command, "-m", "venv", str(folder)], check=True)
-    packages = [f"torch=={wanted.torch}", *([f"triton=={wanted.triton}"] if wanted.triton else []), *OTHERS]
+    triton = [f"triton=={wanted.triton}"] if wanted.triton else []
+    packages = [f"torch=={wanted.torch}", *triton, wanted.numpy, *OTHERS]
     subprocess.run([str(folder / "bin" / "pip"), "install", "-q", "--no-cache-dir", *packages], check=True)
     (folder / "made").touch()
 

@@ -61,7 +61,7 @@ def outer_states_kept(x: Any) -> Iterator[None]:
     python_state, numpy_state = random.getstate(), numpy.random.get_state() if numpy else None
     devices = devices_of(x)
     try:
-        with torch.random.fork_rng(devices, device_type=devices[0].type if devices else None):
+        with torch.random.fork_rng(devices, device_type=devices[0].type if devices else "cuda"):  # torch 2.11: no None
             yield
     finally:
         random.setstate(python_state)
