@@ -20,7 +20,8 @@ _RIVALS = {
 }
 _COLUMNS = {"linear": "last features", "layers": "earlier layers too"}
 _ORACLE = "VICReg, retrained for each task with the best augmentations for it"
-Runs = dict[str, dict[int, Any]]
+Seeds = dict[int, Any]
+Runs = dict[str, Seeds]
 
 
 def result(document: dict[str, Any]) -> str:
@@ -133,11 +134,7 @@ def looc(document: dict[str, Any], longer: dict[str, Any]) -> str:
     ]
     for title, each in (("as many steps", document), ("as many views", longer)):
         ours = each["results"]["methods"]["vicreg/mast"]
-        apart = [
-            np.subtract(scores(ours, kind, tasks)[column], scores(theirs, kind, tasks)[column])
-            for _, kind, tasks, column in columns
-        ]
-        cells = " | ".join(_figure(values) for values in apart)
+        cells = " | ".join(_figure(_apart(ours, theirs, kind, task, tasks)) for _, kind, tasks, task in columns)
         lines.append(f"| {title}: MAST in {each['settings']['steps']:,} steps | {cells} |")
     return "\n".join(lines)
 
@@ -269,7 +266,12 @@ def cost(document: dict[str, Any]) -> str:
 
 
 def _difference(methods: Runs, ours: str, other: str, kind: str = "linear", task: str = "mean") -> list[float]:
-    pairs = zip(scores(methods[ours], kind)[task], scores(methods[other], kind)[task], strict=True)
+    return _apart(methods[ours], methods[other], kind, task)
+
+
+def _apart(ours: Seeds, theirs: Seeds, kind: str, task: str, tasks: tuple[str, ...] = _TASKS) -> list[float]:
+    """Seed by seed."""
+    pairs = zip(scores(ours, kind, tasks)[task], scores(theirs, kind, tasks)[task], strict=True)
     return [a - b for a, b in pairs]
 
 
