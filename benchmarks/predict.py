@@ -40,12 +40,16 @@ class Piece(NamedTuple):
     ours: bool
 
 
+Counts = tuple[list[tuple[int, sass.Count]], sass.Count]
+"""Of every loop, with the number of loops around it; and of all that stands outside loops."""
+
+
 def launched(function: Callable[[], object]) -> list[Piece]:
     """Every launch of a function of tensors without data. Kernels of Triton are compiled; PyTorch's move bytes."""
     import triton
 
     pieces: list[Piece] = []
-    known: dict[str, tuple[list[sass.Count], sass.Count]] = {}
+    known: dict[str, Counts] = {}
     before, active = triton.JITFunction.run, triton.runtime.driver._active
     cache.pretend()
     compiled = triton.JITFunction.run
@@ -54,7 +58,7 @@ def launched(function: Callable[[], object]) -> list[Piece]:
         kernel = compiled(self, *given, grid=grid, warmup=warmup, **named)
         if kernel.hash not in known:
             turns, outside = sass.loops(sass.disassemble(kernel.asm["cubin"]))
-            known[kernel.hash] = [sass.count(turn) for turn in turns], sass.count(outside)
+            known[kernel.hash] = [(x.depth, sass.count(x.turn)) for x in turns], sass.count(outside)
         arguments = dict(zip(self.arg_names, given, strict=False)) | named
         pieces.append(_kernel(self.__name__, kernel, known[kernel.hash], grid, arguments))
 
@@ -94,17 +98,15 @@ def clocks(count: sass.Count, warps: float) -> dict[str, float]:
     return {name: warps * x / rate for (name, rate), x in zip(rates.items(), counted, strict=True)}
 
 
-def _kernel(
-    name: str,
-    kernel: Any,
-    counts: tuple[list[sass.Count], sass.Count],
-    grid: tuple[int, ...],
-    arguments: dict[str, Any],
-) -> Piece:
-    warps, turns = kernel.metadata.num_warps, _turns(kernel.asm["ttir"], arguments)
+def _kernel(name: str, kernel: Any, counts: Counts, grid: tuple[int, ...], arguments: dict[str, Any]) -> Piece:
+    warps, turns = kernel.metadata.num_warps, trips(name, arguments, kernel.asm["ttir"])
     total = clocks(counts[1], warps)
-    for count in counts[0]:
-        total = {limit: total[limit] + turns * x for limit, x in clocks(count, warps).items()}
+    deepest = max((depth for depth, _ in counts[0]), default=-1)
+    while len(turns) > deepest + 1 and 1 in turns:
+        turns.remove(1)  # the compiler left no loop of it
+    for depth, count in counts[0]:
+        each = math.prod(turns[: depth + 1])
+        total = {limit: total[limit] + each * x for limit, x in clocks(count, warps).items()}
     resident = _resident(kernel, warps)
     programs = math.ceil(math.prod(grid) / (PROCESSORS * resident)) * resident  # of the busiest multiprocessor
     times = {limit: programs * x / CLOCK for limit, x in total.items()}
@@ -120,10 +122,17 @@ def _moved(size: int) -> float:
     return size / (COPIED * PROCESSORS * CLOCK if size <= L2 else BANDWIDTH)
 
 
-def _turns(ttir: str, arguments: dict[str, Any]) -> int:
-    """Kernels go through a ``span`` of what they are given, or through all D dimensions, in steps of a constant."""
-    steps = [int(x) for x in re.findall(r"scf\.for .* step %c(\d+)_i32", ttir)]
-    return math.ceil(arguments.get("span", arguments.get("D", 0)) / steps[0]) if steps else 0
+def trips(name: str, arguments: dict[str, Any], ttir: str = "") -> list[int]:
+    """Turns of a kernel's loops from the outermost inwards, where masks keep all dimensions."""
+    at = arguments.get
+    if name in ("logsumexp", "gradient", "_sums"):
+        loops = [(at("span"), at("BLOCK_N")), *([] if at("WHOLE") else [(at("width"), at("BLOCK_D"))])]
+    elif name == "unpack":
+        loops = [(at("width"), at("BLOCK_D")), (at("splits"), 1)]
+    else:  # one loop, or one after the other: a span of what is given, or all D dimensions, in steps of a constant
+        steps = re.findall(r"scf\.for .* step %c(\d+)_i32", ttir)
+        loops = [(at("span", at("D")), int(steps[0]))] if steps else []
+    return [math.ceil(total / step) for total, step in loops]
 
 
 def _resident(kernel: Any, warps: int) -> int:

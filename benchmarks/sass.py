@@ -49,18 +49,39 @@ def _tool(name: str, option: str, cubin: bytes) -> str:
         return subprocess.run([path, option, file.name], capture_output=True, text=True, check=True).stdout
 
 
-def loops(text: str) -> tuple[list[list[Instruction]], list[Instruction]]:
-    """Each innermost loop's usual turn, and all that stands outside loops.
+class Loop(NamedTuple):
+    """``turn``: its usual turn, without the loops inside it. ``depth``: how many loops it stands in."""
 
-    A turn takes the shortest way through the loop: most tiles hold neither an edge nor a positive.
+    turn: list[Instruction]
+    depth: int
+    innermost: bool
+
+
+def loops(text: str) -> tuple[list[Loop], list[Instruction]]:
+    """Every loop, and all that stands outside loops.
+
+    A turn takes the shortest way through the loop and the loops inside it: most tiles hold neither an edge nor a
+    positive.
     """
     code, labels = _read(text)
-    backward = [
-        (labels[target], i) for i, one in enumerate(code) if (target := _target(one)) in labels and labels[target] < i
-    ]
-    inner = [(a, b) for a, b in backward if not any(a <= c and d <= b and (a, b) != (c, d) for c, d in backward)]
+    ends = {labels[x]: i for i, one in enumerate(code) if (x := _target(one)) in labels and labels[x] < i}
+    backward = sorted(ends.items())
+    found = []
+    for a, b in backward:
+        inside = [(c, d) for c, d in backward if a <= c and d <= b and (c, d) != (a, b)]
+        outside = [(c, d) for c, d in backward if c <= a and b <= d and (c, d) != (a, b)]
+        direct = [one for one in inside if not any(_holds(other, one) for other in inside)]
+        turn, start = [], a
+        for c, d in direct:
+            turn += _shortest(code, labels, start, c)[:-1] if c > start else []
+            start = d + 1
+        found.append(Loop(turn + _shortest(code, labels, start, b), len(outside), not inside))
     covered = {i for a, b in backward for i in range(a, b + 1)}
-    return [_shortest(code, labels, a, b) for a, b in inner], [x for i, x in enumerate(code) if i not in covered]
+    return found, [x for i, x in enumerate(code) if i not in covered]
+
+
+def _holds(other: tuple[int, int], one: tuple[int, int]) -> bool:
+    return other != one and other[0] <= one[0] and one[1] <= other[1]
 
 
 def count(instructions: list[Instruction]) -> Count:
@@ -94,6 +115,10 @@ def exposed(turn: list[Instruction]) -> bool:
     pending = min((left for _, left in waits), default=0)
     products = [i for i, name in enumerate(names) if name in ("HGMMA", "HMMA")]
     return bool(products) and pending < len(groups) and groups[0] > products[-1] and waits[0][0] < products[0]
+
+
+def any_exposed(text: str) -> bool:
+    return any(exposed(x.turn) for x in loops(text)[0] if x.innermost)
 
 
 def _flops(kind: str, parts: list[str]) -> float:

@@ -1,14 +1,10 @@
 """The model of time reacts to what it counts. What it says of a GPU nobody can test here."""
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from benchmarks import sass
+from benchmarks import predict, sass
 
 # A loop that skips a rare part, and waits at its head for copies.
 LOOP = """
@@ -33,7 +29,8 @@ LOOP = """
 def turn(left: str = "0x1", second: str = "MUFU.EX2") -> list[sass.Instruction]:
     (only,), outside = sass.loops(LOOP.format(left=left, second=second))
     assert [x.name for x in outside] == ["EXIT"]
-    return only
+    assert (only.depth, only.innermost) == (0, True)
+    return only.turn
 
 
 def test_a_turn_is_counted_without_its_rare_part() -> None:
@@ -49,19 +46,59 @@ def test_copies_that_the_next_turn_waits_for_are_exposed() -> None:
     assert not sass.exposed(turn(left="0x1"))
 
 
-PROGRAM = """
-import json
-from benchmarks import predict
-print(json.dumps([sum(x.overlapped for x in predict.info_nce(n, 64, 2, False) if x.name == "logsumexp")
-                  for n in (1 << 14, 1 << 15)]))
+# Products in a loop over dimensions, exponentials in the loop over tiles around it.
+NESTED = """
+.L_x_0:
+        /*0000*/                   IADD R1, R2 ;
+        /*0010*/              @!P2 BRA `(.L_x_3) ;
+.L_x_1:
+        /*0020*/                   HGMMA.64x128x16.F32.BF16 R24, gdesc[UR4], R24, gsb0 ;
+        /*0030*/              @!P1 BRA `(.L_x_1) ;
+.L_x_3:
+        /*0040*/                   MUFU.EX2 R1, R2 ;
+        /*0050*/              @!P0 BRA `(.L_x_0) ;
+        /*0060*/                   EXIT ;
 """
 
 
-def test_twice_the_samples_are_four_times_all_pairs() -> None:
-    pytest.importorskip("triton")
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "-c", PROGRAM]
-    run = subprocess.run(command, cwd=Path(__file__).parents[1], env=environment, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr[-4000:]
-    one, two = json.loads(run.stdout)
+FLAT = "\n".join(line for line in NESTED.splitlines() if "P1" not in line and "P2" not in line)
+
+
+def test_what_stands_around_an_inner_loop_is_counted_apart() -> None:
+    outer, inner = sass.loops(NESTED)[0]
+    assert [x.name for x in inner.turn] == ["HGMMA.64x128x16.F32.BF16", "BRA"]
+    assert [x.name for x in outer.turn] == ["IADD", "BRA", "MUFU.EX2", "BRA"]
+    assert [(x.depth, x.innermost) for x in (outer, inner)] == [(0, False), (1, True)]
+
+
+def predicted(monkeypatch: pytest.MonkeyPatch, n: int, d: int, code: str) -> dict[str, float]:
+    """Seconds of the first kernel of all pairs, by limit, as if this were its machine code."""
+    monkeypatch.setattr(sass, "registers", lambda cubin: 128)
+    turns, outside = sass.loops(code)
+    counts = [(x.depth, sass.count(x.turn)) for x in turns], sass.count(outside)
+    kernel = SimpleNamespace(asm={"cubin": b"", "ttir": ""}, metadata=SimpleNamespace(num_warps=8, shared=100_000))
+    arguments = {"span": n, "width": d, "BLOCK_N": 128, "BLOCK_D": 64}
+    piece = predict._kernel("logsumexp", kernel, counts, (n // 128, 1), arguments)
+    return {"overlapped": piece.overlapped, "others": piece.in_turn - piece.overlapped}
+
+
+def test_twice_the_samples_are_four_times_all_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+    one, two = (predicted(monkeypatch, n, 64, FLAT)["overlapped"] for n in (1 << 15, 1 << 16))
     assert two / one == pytest.approx(4, rel=0.15)
+
+
+def test_twice_the_dimensions_are_twice_the_products_and_no_more_exponentials(monkeypatch: pytest.MonkeyPatch) -> None:
+    one, two = (predicted(monkeypatch, 1 << 15, d, NESTED) for d in (512, 1024))
+    assert two["overlapped"] / one["overlapped"] == pytest.approx(2, rel=0.01)
+    assert two["others"] / one["others"] < 2
+
+
+def test_loops_go_through_spans_and_dimensions() -> None:
+    assert predict.trips("gradient", {"span": 640, "width": 256, "BLOCK_N": 64, "BLOCK_D": 64}) == [10, 4]
+    assert predict.trips("pack", {"D": 130}, "scf.for %a = %b to %c step %c64_i32") == [3]
+
+
+def test_a_loop_of_one_turn_may_be_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one that is left goes through the samples."""
+    one, two = (predicted(monkeypatch, 1 << 15, 64, code)["overlapped"] for code in (NESTED, FLAT))
+    assert one == pytest.approx(two, rel=0.01)

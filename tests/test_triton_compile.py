@@ -76,7 +76,7 @@ def measured() -> list[dict]:
             "shared": ptx.metadata.shared,
             "wgmma": text.count("wgmma.mma_async"),
             "mma": text.count("mma.sync"),
-            "exposed": arch == 90 and any(map(sass.exposed, sass.loops(sass.disassemble(code))[0])),
+            "exposed": arch == 90 and sass.any_exposed(sass.disassemble(code)),
         }
 
     work, seen = [], set()
