@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from mast_ops._checks import check_dense, check_is, check_masks, check_values
+from mast_ops._predictor import bound_log_variance
 from mast_ops._state import decode_state
-from mast_ops.head import bound_log_variance
 from mast_ops.masks import masks_from_description
 from mast_ops.pairs import Granularity
 
-_STATE, _WEIGHT, _BIAS = "_extra_state", "masks.weight", "uncertainty.bias"
+_STATE, _WEIGHT, _BIAS = "_extra_state", "masks.weight", "uncertainty.last.bias"
 # What scripts keep beside a state_dict, which does nothing when it is made; paths as those that touch no file.
 _HARMLESS = [
     (argparse.Namespace, "argparse.Namespace"),
@@ -47,7 +47,7 @@ class StoredHead(NamedTuple):
     """(S, K) bool: which augmentations differ in pairs of each kind."""
     granularity: Granularity | None
     log_variance: Tensor | None
-    """What the uncertainty layer's bias alone predicts: (1,) per sample, (K,) per subspace or (D,) per dimension."""
+    """What the last layer's bias alone predicts: (1,) per sample, (K,) per subspace or (D,) per dimension."""
     is_known: bool
     """Whether ``parameterization`` is one of this library."""
 

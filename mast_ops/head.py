@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mast_ops._checks import check_choice, check_count, check_embedding, check_is, check_names, shown
 from mast_ops._identity import Identity
-from mast_ops._precision import no_autocast
+from mast_ops._predictor import Predictor
 from mast_ops._widths import infer_width
 from mast_ops.kinds import check_kinds
 from mast_ops.masks import MaskParameterization, describe_masks, make_masks
@@ -18,7 +18,6 @@ from mast_ops.output import SubspaceOutput, Word
 from mast_ops.pairs import GRANULARITIES, Granularity
 from mast_ops.views import FactorizedViews
 
-_MAX_LOG_VARIANCE = 8.0
 # Under Dynamo of torch 2.11 is_exporting() holds in torch.compile too, which cannot trace the making of a Word.
 _MAY_SAY_EXPORTING = torch.__version__ < "2.13"  # a TorchVersion: compared by number
 
@@ -47,9 +46,9 @@ class MaskedSubspaceHead(nn.Module):
             ``"softplus"``, ``"hard_concrete"``, ``"allocated"`` (by what augmentations explain, with no gradient), or a
             :class:`mast_ops.masks.MaskParameterization` of your own.
         uncertainty: What gets a predicted variance: None (default), every ``"sample"``, every ``"subspace"``
-            of a sample, or every ``"dimension"`` of a sample. A linear layer on the projector's input
-            predicts it, without training what is under it; it starts at variance 1, that of a standardised
-            dimension.
+            of a sample, or every ``"dimension"`` of a sample. A hidden layer of 128 units on the projector's input and
+            a linear one predict it, without training what is under them; it starts at variance 1, that of a
+            standardised dimension.
         input_dim: Width of the projector's input; read off its layers by default. Needed for ``uncertainty``
             alone.
         output_dim: D; read off the projector's layers by default.
@@ -112,10 +111,10 @@ class MaskedSubspaceHead(nn.Module):
         self.masks = make_masks(masks, len(self.subspaces), dim)
         self._set_kinds(kinds)
         self.granularity = uncertainty
-        self.uncertainty: nn.Linear | None = None
+        self.uncertainty: Predictor | None = None
         if uncertainty is not None and wide is not None:
             widths = {"sample": 1, "subspace": len(self.subspaces), "dimension": dim}
-            self.uncertainty = _Predictor(wide, widths[uncertainty])
+            self.uncertainty = Predictor(wide, widths[uncertainty])
         self._identity = Identity()
         self.register_load_state_dict_pre_hook(_refuse_another_head)  # type: ignore[no-untyped-call]
 
@@ -136,14 +135,8 @@ class MaskedSubspaceHead(nn.Module):
         observer = self.masks if self.masks.observes and self.training else None
         if torch.compiler.is_exporting() and not (_MAY_SAY_EXPORTING and torch.compiler.is_dynamo_compiling()):
             granularity, observer = None if granularity is None else Word(granularity), None
-        log_variance, told = self._log_variance(h), self._knows_kinds
+        log_variance, told = None if self.uncertainty is None else self.uncertainty(h), self._knows_kinds
         return SubspaceOutput(embedding, self.masks(), log_variance, self._table, granularity, observer, told)
-
-    def _log_variance(self, h: Tensor) -> Tensor | None:
-        if self.uncertainty is None:
-            return None
-        with no_autocast(h):
-            return bound_log_variance(self.uncertainty(h.detach().to(self.uncertainty.weight.dtype)))
 
     @property
     def kinds(self) -> Tensor:
@@ -290,15 +283,8 @@ class MaskedSubspaceHead(nn.Module):
         head.subspaces = names
         head.masks = self.masks.select(rows)
         head._set_kinds(kinds)
-        if self.uncertainty is not None and head.uncertainty is not None and self.granularity == "subspace":
-            kept = [(i, row) for i, row in enumerate(rows) if row is not None]
-            for name in ("weight", "bias"):
-                old = getattr(self.uncertainty, name)
-                fresh = old.new_zeros(len(names), *old.shape[1:])
-                for i, row in kept:
-                    fresh[i] = old.detach()[row]
-                setattr(head.uncertainty, name, nn.Parameter(fresh, requires_grad=old.requires_grad))
-            head.uncertainty.out_features = len(names)
+        if head.uncertainty is not None and self.granularity == "subspace":
+            head.uncertainty.select(rows)
         return head
 
     def get_extra_state(self) -> Tensor:
@@ -326,14 +312,6 @@ class MaskedSubspaceHead(nn.Module):
         return f"subspaces={self.subspaces}"
 
 
-class _Predictor(nn.Linear):
-    """Starts at variance 1, also where whoever gave it memory calls ``reset_parameters``."""
-
-    def reset_parameters(self) -> None:
-        nn.init.zeros_(self.weight)
-        nn.init.zeros_(self.bias)
-
-
 def _subspace_names(subspaces: int | Sequence[str]) -> tuple[str, ...]:
     if isinstance(subspaces, Iterable):
         return check_names("subspaces", subspaces)
@@ -352,11 +330,6 @@ def _width(end: Literal["input", "output"], given: int | None, projector: nn.Mod
     if width < 1:
         raise ValueError(f"{end}_dim: got {width}, wanted at least 1")
     return width
-
-
-def bound_log_variance(raw: Tensor) -> Tensor:
-    """A tanh bounds it: identical views would otherwise push the likelihood to minus infinity."""
-    return _MAX_LOG_VARIANCE * torch.tanh(raw / _MAX_LOG_VARIANCE)
 
 
 def _refuse_another_head(head: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:

@@ -75,6 +75,10 @@ class SubspaceOutput(NamedTuple):
         return self._replace(embedding=apply(self.embedding), masks=apply(self.masks), log_variance=log_variance)
 
 
+View = Tensor | SubspaceOutput
+"""A plain embedding, or a head's output."""
+
+
 class Word(str):
     """A string in the output of an exported program: part of its tree, for it holds tensors and numbers alone."""
 

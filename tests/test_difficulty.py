@@ -7,6 +7,8 @@ from torch import nn
 
 from mast_ops import (
     MaskedSubspaceHead,
+    MultiViewLoss,
+    SubspaceBarlowTwinsLoss,
     SubspaceCosineLoss,
     SubspaceNTXentLoss,
     SubspaceOutput,
@@ -14,6 +16,7 @@ from mast_ops import (
     UncertaintyInvarianceLoss,
     functional,
 )
+from mast_ops.analysis import spearman
 
 N, K, D = 24, 3, 8
 KINDS = torch.tensor([[1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 1]], dtype=torch.bool)
@@ -37,6 +40,15 @@ def inputs(seed: int = 0, dtype: torch.dtype = torch.float64):
 
 def plain(z0, z1, masks, kind, temperature=0.2):
     """Rank of NT-Xent among pairs of the same kind."""
+    losses = plain_losses(z0, z1, masks, kind, temperature)
+    rank = torch.empty_like(losses)
+    for i in range(N):
+        same = losses[kind == kind[i]]
+        rank[i] = ((same < losses[i]).sum() + 0.5) / len(same)
+    return rank
+
+
+def plain_losses(z0, z1, masks, kind, temperature=0.2):
     losses = torch.empty(N, dtype=torch.float64)
     for i in range(N):
         mask = masks[KINDS[kind[i]]].prod(0)
@@ -47,11 +59,7 @@ def plain(z0, z1, masks, kind, temperature=0.2):
             scores[anchor] = -torch.inf
             both.append(scores.logsumexp(0) - scores[positive])
         losses[i] = sum(both) / 2
-    rank = torch.empty_like(losses)
-    for i in range(N):
-        same = losses[kind == kind[i]]
-        rank[i] = ((same < losses[i]).sum() + 0.5) / len(same)
-    return rank
+    return losses
 
 
 @pytest.mark.parametrize("backend", ["eager", "chunked"])
@@ -116,6 +124,51 @@ def test_the_term_is_a_cross_entropy_that_trains_the_prediction_alone(loss, gran
     torch.testing.assert_close(got, torch.autograd.grad(3 * wanted, doubt))
 
 
+@pytest.mark.parametrize("granularity", ["sample", "subspace"])
+@pytest.mark.parametrize("loss", LOSSES)
+def test_with_a_reference_the_harder_view_is_learned(loss, granularity):
+    make, _ = LOSSES[loss]
+    out0, out1, kind = outputs(granularity)
+    reference = (0.2 * torch.randn(N, D, dtype=torch.float64) + out0.embedding.detach()).requires_grad_()
+    torch.manual_seed(0)
+    total, parts = make(difficulty_param=3.0)(out0, out1, kind=kind, reference=reference, return_components=True)
+    wanted = harder_view(out0, out1, reference)
+    torch.testing.assert_close(parts["difficulty"], wanted.detach())
+    doubt = [out0.log_variance, out1.log_variance]
+    assert torch.autograd.grad(total, reference, retain_graph=True, allow_unused=True) == (None,)
+    torch.testing.assert_close(torch.autograd.grad(total, doubt), torch.autograd.grad(3 * wanted, doubt))
+
+
+def harder_view(out0, out1, reference):
+    """By the plain loss of each beside the reference, where all masks are open."""
+    of_all = torch.full((N,), 3)
+    loss0, loss1 = (
+        plain_losses(out.embedding.detach(), reference.detach(), out.masks.detach(), of_all) for out in (out0, out1)
+    )
+    logit = out0.log_variance.logsumexp(1) - out1.log_variance.logsumexp(1)
+    return torch.where(loss0 > loss1, F.softplus(-logit), F.softplus(logit)).mean()
+
+
+def test_more_views_and_a_target_with_its_predictions_variance_have_a_reference():
+    out0, out1, kind = outputs("subspace")
+    reference = out1._replace(embedding=out0.embedding + 0.2 * torch.randn(N, D, dtype=torch.float64))
+    target = out1._replace(embedding=torch.randn(N, D, dtype=torch.float64))
+    criterion, views = SubspaceCosineLoss(difficulty_param=1.0), [out0, out1, target]
+    _, parts = MultiViewLoss(criterion)(views, kind=kind, reference=reference, return_components=True)
+    pairs = [(out0, out1), (out0, target), (out1, target)]
+    wanted = torch.stack([harder_view(*pair, reference.embedding) for pair in pairs]).mean()
+    torch.testing.assert_close(parts["difficulty"], wanted.detach())
+
+
+def test_of_two_views_that_are_alike_either_may_be_the_harder():
+    out0, _, kind = outputs("sample")
+    criterion = SubspaceCosineLoss(difficulty_param=1.0)
+    out1 = out0._replace(log_variance=out0.log_variance + 1)
+    _, parts = criterion(out0, out1, kind=kind, reference=torch.randn_like(out0.embedding), return_components=True)
+    one = torch.ones((), dtype=torch.float64)
+    torch.testing.assert_close(parts["difficulty"], (F.softplus(one) + F.softplus(-one)) / 2)
+
+
 @pytest.mark.parametrize("loss", LOSSES)
 def test_pairs_count_by_the_inverse_of_their_variance(loss):
     """A pair's share of the term is what the term gains when the pair alone counts."""
@@ -171,21 +224,47 @@ def test_it_goes_without_kinds(loss):
     assert out0.log_variance.grad.abs().min() > 0
 
 
-def test_a_head_learns_which_views_are_hard():
+def test_a_head_learns_how_far_views_are_from_a_reference_on_either_side():
     torch.manual_seed(0)
     head = MaskedSubspaceHead(nn.Linear(D, D), K, uncertainty="sample", kinds=KINDS)
-    criterion, optimizer = SubspaceNTXentLoss(difficulty_param=1.0), torch.optim.Adam(head.parameters(), lr=0.05)
-    for _ in range(30):
-        x = torch.randn(128, D)
-        hard = torch.arange(128) % 2 == 0
-        x[:, 0] = 3 * hard.float()  # a mark, and what it marks
-        y = torch.where(hard[:, None], torch.randn(128, D), x)
-        loss = criterion(head(x), head(y)._replace(log_variance=None, granularity=None), kind=torch.full((128,), 3))
+    criterion, optimizer = SubspaceNTXentLoss(difficulty_param=1.0), torch.optim.Adam(head.parameters(), lr=0.02)
+    for _ in range(40):
+        reference = torch.randn(128, D)
+        strengths = 2 * torch.rand(2, 128) - 1
+        views = [reference + 2 * strength.abs()[:, None] * torch.randn(128, D) for strength in strengths]
+        for view, strength in zip(views, strengths, strict=True):
+            view[:, 0] = 3 * strength  # a mark, and what it marks
+        with torch.no_grad():
+            embedded = head(reference)
+        loss = criterion(*map(head, views), kind=torch.full((128,), 3), reference=embedded)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    doubt = head(x).log_variance[:, 0]
-    assert doubt[hard].min() > doubt[~hard].max()
+    doubt = head(views[0]).log_variance[:, 0]
+    assert spearman(doubt, strengths[0].abs()) > 0.8
+    assert abs(spearman(doubt, strengths[0])) < 0.3
+
+
+def test_a_reference_that_makes_no_sense_is_refused():
+    out0, out1, kind = outputs("sample")
+    z, criterion = out1.embedding.detach(), SubspaceVICRegLoss(difficulty_param=1.0)
+    with pytest.raises(ValueError, match="reference: got one for SubspaceVICRegLoss with difficulty_param 0, wanted"):
+        SubspaceVICRegLoss()(out0, out1, kind=kind, reference=z)
+    with pytest.raises(ValueError, match="reference: got one for SubspaceBarlowTwinsLoss with difficulty_param 0"):
+        MultiViewLoss(SubspaceBarlowTwinsLoss())([out0, out1], kind=kind, reference=z)
+    with pytest.raises(ValueError, match="reference: got one beside out1 without a predicted variance, wanted"):
+        criterion(out0, z, kind=kind, reference=z)
+    for wrong, error, message in (
+        (z[:-1], ValueError, r"reference: got shape \(23, 8\), wanted \(24, 8\), that of out0"),
+        (z.float(), ValueError, "reference: got dtype torch.float32, wanted torch.float64 beside out0"),
+        (z.long(), TypeError, "reference: got dtype torch.int64"),
+        ("nearly as it is", TypeError, "reference: got str, wanted a tensor"),
+        (tuple(out1), TypeError, "reference: got tuple, wanted a tensor"),
+        (out1._replace(masks=out1.masks[:2]), ValueError, r"reference.masks: got shape \(2, 8\)"),
+        (z[:, 0], ValueError, r"reference: got shape \(24,\), wanted"),
+    ):
+        with pytest.raises(error, match=message):
+            criterion(out0, out1, kind=kind, reference=wrong)
 
 
 def test_what_makes_no_sense_is_refused():

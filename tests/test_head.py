@@ -127,13 +127,13 @@ def test_output_unpacks_moves_and_detaches():
 
 def test_log_variance_does_not_train_what_is_under_it_and_is_bounded():
     head = MaskedSubspaceHead(mlp(), 3, uncertainty="sample")
-    nn.init.constant_(head.uncertainty.bias, 1e4)
+    nn.init.constant_(head.uncertainty.last.bias, 1e4)
     h = torch.randn(4, 16, requires_grad=True)
     log_variance = head(h).log_variance
     assert log_variance.max() <= 8
     log_variance.sum().backward()
     assert h.grad is None
-    assert head.uncertainty.bias.grad is not None
+    assert head.uncertainty.last.bias.grad is not None
 
 
 @pytest.mark.parametrize("make", [copy.deepcopy, lambda head: pickle.loads(pickle.dumps(head))])
@@ -414,7 +414,7 @@ def test_granularity_goes_with_the_log_variance(uncertainty):
 def test_subspaces_change_by_name(uncertainty):
     head = MaskedSubspaceHead(mlp(), NAMES, masks="sigmoid", uncertainty=uncertainty).eval()
     if head.uncertainty is not None:
-        nn.init.normal_(head.uncertainty.bias)
+        nn.init.normal_(head.uncertainty.last.bias)
     other = head.with_subspaces(["blur", "noise", "crop"], new=["noise"])
     h = torch.randn(6, 16)
     out, wanted = other(h), head(h)

@@ -84,7 +84,7 @@ def test_of_several_heads_one_is_asked_for(tmp_path, capsys):
 def test_it_prints_tables_and_writes_files(tmp_path, capsys):
     one = head(masks=BinaryMasks(3, 8, coverage=0.75), uncertainty="subspace")
     with torch.no_grad():
-        one.uncertainty.bias.copy_(torch.tensor([-1.0, 0.0, 1.0]))
+        one.uncertainty.last.bias.copy_(torch.tensor([-1.0, 0.0, 1.0]))
     path = saved(one.state_dict(), tmp_path)
     code, out, _ = inspect(path, capsys, "--json", str(tmp_path / "a.json"), "--plot", str(tmp_path / "a.png"))
     assert code == 0
@@ -212,7 +212,7 @@ BAD = {
     "masks of NaN": lambda f: saved(garbled(head().state_dict(), **{"masks.weight": torch.full((3, 8), torch.nan)}), f),
     **{
         f"uncertainty of {words}": lambda f, bias=bias: saved(
-            garbled(head(uncertainty="subspace").state_dict(), **{"uncertainty.bias": bias}), f
+            garbled(head(uncertainty="subspace").state_dict(), **{"uncertainty.last.bias": bias}), f
         )
         for words, bias in {
             "text": "bias",
@@ -236,7 +236,7 @@ BAD = {
     },
     **{
         f"a bias that is {words}": lambda f, change=change: saved(
-            garbled(head(uncertainty="subspace").state_dict(), **{"uncertainty.bias": change(torch.rand(3))}), f
+            garbled(head(uncertainty="subspace").state_dict(), **{"uncertainty.last.bias": change(torch.rand(3))}), f
         )
         for words, change in {
             "NaN": lambda x: x * torch.nan,
@@ -284,7 +284,9 @@ BAD = {
         },
         f,
     ),
-    "uncertainty of nobody": lambda f: saved(garbled(head().state_dict(), **{"uncertainty.bias": torch.zeros(3)}), f),
+    "uncertainty of nobody": lambda f: saved(
+        garbled(head().state_dict(), **{"uncertainty.last.bias": torch.zeros(3)}), f
+    ),
 }
 
 

@@ -36,7 +36,7 @@ class Thing:
 def tensors() -> dict[str, Tensor]:
     """A valid tensor for each name of an argument."""
     g = torch.Generator().manual_seed(0)
-    z = {name: torch.randn(N, D, generator=g) for name in ("z", "z0", "z1", "out0", "out1", "embedding")}
+    z = {name: torch.randn(N, D, generator=g) for name in ("z", "z0", "z1", "out0", "out1", "embedding", "reference")}
     return {
         **z,
         "h": torch.randn(N, H, generator=g),
@@ -105,6 +105,8 @@ class Call(NamedTuple):
         known, found = tensors(), {}
         for name, parameter in self.signature.parameters.items():
             special = self.name in ("uncertainty_by_group", "uncertainty_by_strength", "plot_uncertainty")
+            if name == "reference":  # of no use to a loss as it comes
+                continue
             if name in known and _takes(parameter, Tensor) and not (special and name in ("log_variance", "curves")):
                 found[name] = known[name]
             elif parameter.default is inspect.Parameter.empty or name in ("granularity", "keeping"):
@@ -196,7 +198,7 @@ def spoilt(call: Call, parameter: inspect.Parameter, valid: dict[str, Any]) -> I
             values += [(repr(x), x) for x in (*bad, 2.5, True)]
         elif name in ("stretch", "projector", "modules", "augmentations", "pairs", "finalize", "generator", "curves",
                       "regularizers", "weights", "masks", "memory_bank_size", "out", "out0", "out1", "path",
-                      "ax", "backbone", "head", "keeping", "free_of", "views", "criterion",
+                      "ax", "backbone", "head", "keeping", "reference", "free_of", "views", "criterion",
                       "local_augmentations"):  # fmt: skip
             values += [(repr(x), x) for x in PLACES if (name, repr(x)) not in RIGHT]
         elif name == "images":

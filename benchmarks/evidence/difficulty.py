@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from benchmarks.evidence import data, side_by_side
 from benchmarks.evidence.evaluate import Renderings, apply, at_strength, linear
-from benchmarks.evidence.factors import TASKS, Scenes, draw, layers, render, spoil
+from benchmarks.evidence.factors import AUGMENTATIONS, TASKS, Draws, Scenes, draw, layers, render, spoil
 from benchmarks.evidence.methods import METHODS, make_views
 from benchmarks.evidence.relations import cell
 from benchmarks.evidence.side_by_side import Descent
@@ -32,6 +32,7 @@ from mast_ops import FactorizedViews, MaskedSubspaceHead, SubspaceNTXentLoss, Su
 from mast_ops.analysis import spearman
 
 DIM = 128
+LITTLE = 0.15  # strength of what augmentations do to a reference; its background is any
 
 
 class Kind(NamedTuple):
@@ -66,7 +67,7 @@ MODELS = {
 
 
 class Model:
-    """Masked as MAST is in the main suite, with or without a prediction."""
+    """Masked as MAST is in the main suite, with or without a prediction; that of difficulty is told of references."""
 
     def __init__(self, kind: Kind, views: FactorizedViews, seed: int, steps: int) -> None:
         torch.manual_seed(seed)
@@ -87,25 +88,47 @@ class Model:
         )
         self.descent = Descent((self.backbone, self.head), steps)
 
-    def step(self, view0: Tensor, view1: Tensor, kind: Tensor) -> None:
+    def step(self, view0: Tensor, view1: Tensor, kind: Tensor, reference: Tensor) -> None:
+        options = {"kind": kind}
+        if self.kind.prediction == "difficulty":
+            options["reference"] = self.embedded(reference)
         with convolutions("cpu"):
             h = self.backbone(torch.cat([view0, view1]))
-        self.descent.step(self.criterion(*self.head(h.float()).chunk(2), kind=kind))
+        self.descent.step(self.criterion(*self.head(h.float()).chunk(2), **options))
+
+    @torch.no_grad()
+    def embedded(self, images: Tensor) -> Tensor:
+        for module in (self.backbone, self.head):
+            module.eval()
+        with convolutions("cpu"):
+            h = self.backbone(images)
+        embedding: Tensor = self.head.projector(h.float())
+        for module in (self.backbone, self.head):
+            module.train()
+        return embedding
 
 
 def train(scenes: Scenes, wanted: list[Kind], seed: int, settings: Settings) -> list[Model]:
-    """All of them side by side: they see the same views, which are rendered once, and the same ruined ones."""
+    """All of them side by side: they see the same views, ruined ones and references, rendered once."""
     generator = torch.Generator().manual_seed(seed)
+    of_references = torch.Generator().manual_seed(1_000_000 + seed)
     views = make_views(METHODS["vicreg/mast"], scenes, generator)
     models = [Model(kind, views, seed, settings.steps) for kind in wanted]
     for _ in tqdm(range(settings.steps), desc=f"seed {seed}", leave=False):
         index = torch.randint(len(scenes.labels), (settings.batch,), generator=generator)
         view0, view1, kind = views(layers(scenes, index))
+        reference = render(scenes, index, draws_of_reference(len(index), of_references))
         chance, ruined = torch.rand(settings.batch, generator=generator), spoil(view1, generator)
         for model in models:
             which = chance < model.kind.spoiled
-            model.step(view0, torch.where(which[:, None, None, None], ruined, view1), kind)
+            model.step(view0, torch.where(which[:, None, None, None], ruined, view1), kind, reference)
     return models
+
+
+def draws_of_reference(num_samples: int, generator: torch.Generator) -> Draws:
+    level = torch.full((num_samples, 1), LITTLE)
+    little = {name: at_strength(name, level, num_samples, generator) for name in AUGMENTATIONS if name != "background"}
+    return draw(num_samples, generator) | little
 
 
 @torch.no_grad()
@@ -183,7 +206,8 @@ Runs = dict[str, dict[str, Any]]
 
 
 def text(document: dict[str, Any]) -> str:
-    return f"{meaning(document['results'])}\n\n{means(document['results'])}"
+    results = document["results"]
+    return "\n\n".join(filter(None, (meaning(results), means(results), falls(results))))
 
 
 def meaning(results: dict[str, Runs]) -> str:
@@ -210,6 +234,18 @@ def means(results: dict[str, Runs]) -> str:
         mean = [float(np.mean([*run["linear"].values()])) for run in runs.values()]
         lines.append(f"| {title} | {cell(of_class)} | {cell(mean)} |")
     return "\n".join(lines)
+
+
+def falls(results: dict[str, Runs]) -> str:
+    """What the mean loses where pairs are spoiled, against the same base and prediction on whole pairs."""
+    lines = ["| points of the mean that spoiled pairs cost | |", "|---|---:|"]
+    for title, runs in results.items():
+        whole = results.get(MODELS[title]._replace(spoiled=0.0).title, {})
+        shared = [seed for seed in runs if seed in whole]
+        if MODELS[title].spoiled and shared:
+            means = [[float(np.mean([*of[seed]["linear"].values()])) for seed in shared] for of in (whole, runs)]
+            lines.append(f"| {title} | {cell([a - b for a, b in zip(*means, strict=True)])} |")
+    return "\n".join(lines) if len(lines) > 2 else ""
 
 
 def main(argv: list[str] | None = None) -> None:

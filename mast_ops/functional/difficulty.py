@@ -1,4 +1,4 @@
-"""How hard a pair is to recognise, as its rank in the batch, and a prediction of it."""
+"""How hard a pair is to recognise, as its rank in the batch, and predictions: of it, and of the harder of two views."""
 
 import torch
 import torch.nn.functional as F
@@ -67,7 +67,7 @@ def pair_difficulty(
 def difficulty(pairs: Pairs, backend: Backend, temperature: float = TEMPERATURE) -> Tensor:
     """The same, of checked pairs; of this rank's batch alone."""
     with no_autocast(pairs.z0):
-        losses = nt_xent(pairs, Run(backend), temperature=temperature, reduction="none")
+        losses = _losses(pairs, backend, temperature)
         place = torch.arange(len(losses), device=losses.device)
         if pairs.kind is None:
             order = losses.argsort(dim=0, stable=True)
@@ -82,12 +82,34 @@ def difficulty(pairs: Pairs, backend: Backend, temperature: float = TEMPERATURE)
         return ((position - first[pairs.kind]).to(losses.dtype) + 0.5) / count[pairs.kind]
 
 
+def _losses(pairs: Pairs, backend: Backend, temperature: float = TEMPERATURE) -> Tensor:
+    return nt_xent(pairs, Run(backend), temperature=temperature, reduction="none")
+
+
 def prediction_of_difficulty(pairs: Pairs, run: Run) -> Tensor:
     """Cross-entropy of the predicted log-variance, as a logit, against the rank: a scalar that trains it alone."""
-    log_variance = pairs.log_variance()
-    assert log_variance is not None
-    logit = own_column(log_variance, pairs.kind)
+    logit = own_column(_doubt(pairs), pairs.kind)
     rank = difficulty(pairs, run.backend)
     with no_autocast(logit):
         loss = F.binary_cross_entropy_with_logits(logit.expand_as(rank), rank.to(logit.dtype))
     return run.mean(loss, len(pairs.z0))
+
+
+def prediction_of_harder_view(view0: Pairs, view1: Pairs, run: Run) -> Tensor:
+    """Cross-entropy of which view is the harder one beside a reference: a scalar that trains the log-variances alone.
+
+    The logit is how much more the one is doubted than the other. Where losses are equal, either may be the harder.
+    """
+    doubt0, doubt1 = (own_column(_doubt(view), view.kind) for view in (view0, view1))
+    with no_autocast(view0.z0):
+        with torch.no_grad():
+            losses0, losses1 = (_losses(view, run.backend) for view in (view0, view1))
+            harder = (1 + (losses0 - losses1).sign()) / 2
+        loss = F.binary_cross_entropy_with_logits(doubt0 - doubt1, harder.to(doubt0.dtype))
+    return run.mean(loss, len(view0.z0))
+
+
+def _doubt(pairs: Pairs) -> Tensor:
+    log_variance = pairs.log_variance()
+    assert log_variance is not None
+    return log_variance

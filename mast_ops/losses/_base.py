@@ -12,16 +12,16 @@ from mast_ops import ops
 from mast_ops._checks import check_alike, check_flag, check_non_negative
 from mast_ops._dials import Dial
 from mast_ops.functional import combine_log_variance
-from mast_ops.functional.difficulty import prediction_of_difficulty
+from mast_ops.functional.difficulty import prediction_of_difficulty, prediction_of_harder_view
 from mast_ops.functional.sensitivity import check_all_differ, explained, outside
 from mast_ops.functional.uncertainty import pair_weights
+from mast_ops.losses._reference import Judged
 from mast_ops.masks import MaskParameterization
 from mast_ops.ops import Backend, check_backend
-from mast_ops.output import SubspaceOutput
+from mast_ops.output import SubspaceOutput, View
 from mast_ops.pairs import Pairs, Uncertainty
 from mast_ops.run import Run
 
-View = Tensor | SubspaceOutput
 Terms = dict[str, tuple[float | Tensor, Tensor]]
 """Weight and value of every named term."""
 
@@ -37,8 +37,8 @@ class SubspaceLoss(nn.Module, ABC):
 
     A new loss gives its terms and their weights; unpacking, checks and logging are here.
 
-    Shape of the call ``loss(out0, out1, masks=None, kinds=None, kind=None, return_components=False)``, all but the two
-    views by keyword:
+    Shape of the call ``loss(out0, out1, masks=None, kinds=None, kind=None, reference=None, return_components=False)``,
+    all but the two views by keyword:
 
     - out0, out1: (N, D) embeddings, or :class:`mast_ops.SubspaceOutput` of a head (mixed is fine: BYOL's
       target may be a plain tensor). Two views of other dtypes, such as a prediction under autocast and a float32
@@ -50,6 +50,8 @@ class SubspaceLoss(nn.Module, ABC):
     - kind: (N,) int64, a row of ``kinds``: the pair must agree where the masks of all that differs in it are open. A
       head that was told names alone goes with no ``kind``, but beside ``kinds``.
       None: every pair counts in each of the K masks alone; a warning says so where the head knows kinds.
+    - reference: (N, D) embedding, or a head's output, of a view with little augmentation of the same images in the same
+      order; for ``difficulty_param`` alone.
     - Returns a scalar, float32 for half-precision input; with ``return_components`` also a dictionary of
       the terms, unweighted and detached, for logging.
 
@@ -61,9 +63,23 @@ class SubspaceLoss(nn.Module, ABC):
     With ``difficulty_param`` > 0 and predicted variances the prediction is no likelihood. It learns how hard a pair is,
     by its contrastive loss's rank in the own process's batch (:func:`mast_ops.functional.pair_difficulty`): one term
     more, whose gradient ends at the prediction. The variances then weigh pairs, by their inverse, with weights that
-    average 1. Where the second view is a reference of little augmentation, give it without variance, so that the first
-    view's doubt is its own: ``reference._replace(log_variance=None, granularity=None)``. A prediction knows what it has
-    seen: views unlike all in training may be called certain, unless a share of training views are spoiled.
+    average 1.
+
+    With a ``reference`` it learns instead which of two views is the harder one: whose contrastive loss against the
+    reference is larger, where all masks are open. So what is hard in an image itself drops out, and what an
+    augmentation has taken from it stays: doubt then rises with strength, as it does not otherwise
+    (``benchmarks/evidence``). Both views need a variance; for BYOL and SimSiam give the target that of its view's
+    prediction, ``prediction1._replace(embedding=target1)``. Nothing is trained through the reference, so make it
+    without gradients, and with batch normalisation as it is in use, or its statistics would take references in::
+
+        model.eval()
+        with torch.no_grad():
+            reference = model(lightly_augmented)
+        model.train()
+        loss = criterion(model(view0), model(view1), kind=kind, reference=reference)
+
+    A prediction knows what it has seen: views unlike all in training may be called certain, unless a share of training
+    views are spoiled.
 
     With ``gather_distributed=True`` the loss is that of the batches of all ranks of torch.distributed's default
     process group put together, the same value on every rank, and the gradients that DDP or FSDP average over ranks
@@ -136,6 +152,7 @@ class SubspaceLoss(nn.Module, ABC):
         masks: Tensor | None = ...,
         kinds: Tensor | None = ...,
         kind: Tensor | None = ...,
+        reference: View | None = ...,
         return_components: Literal[False] = ...,
     ) -> Tensor: ...
 
@@ -148,6 +165,7 @@ class SubspaceLoss(nn.Module, ABC):
         masks: Tensor | None = ...,
         kinds: Tensor | None = ...,
         kind: Tensor | None = ...,
+        reference: View | None = ...,
         return_components: Literal[True],
     ) -> tuple[Tensor, dict[str, Tensor]]: ...
 
@@ -159,27 +177,41 @@ class SubspaceLoss(nn.Module, ABC):
         masks: Tensor | None = None,
         kinds: Tensor | None = None,
         kind: Tensor | None = None,
+        reference: View | None = None,
         return_components: bool = False,
     ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
         pairs = pairs_of(out0, out1, masks=masks, kinds=kinds, kind=kind)
-        return self.of_call(pairs, return_components, observer_of(out0, out1))
+        judged = None if reference is None else self.judged(reference, out0, out1, pairs)
+        return self.of_call(pairs, return_components, observer_of(out0, out1), judged)
+
+    def judged(self, reference: View, out0: View, out1: View, pairs: Pairs) -> Judged:
+        """Views beside their reference, by which their difficulty is judged."""
+        if self._difficulty_param_is_zero:
+            raise ValueError(
+                f"reference: got one for {type(self).__name__} with difficulty_param 0, wanted a loss with "
+                "difficulty_param > 0: nothing else has a use for it"
+            )
+        return Judged.by(reference, out0, out1, pairs)
 
     def of_call(
-        self, pairs: Pairs, return_components: bool, observer: Observer | None
+        self, pairs: Pairs, return_components: bool, observer: Observer | None, judged: Judged | None = None
     ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
         """The same, of checked pairs, and with the masks that want to know of them."""
         check_flag("return_components", return_components)
-        loss, components = self.of_pairs(pairs, observer)
+        loss, components = self.of_pairs(pairs, observer, judged)
         self.remember(pairs)
         return (loss, components) if return_components else loss
 
     def remember(self, pairs: Pairs) -> None:
         """What a loss keeps of a call for later ones; :class:`mast_ops.MultiViewLoss` asks for it once."""
 
-    def of_pairs(self, pairs: Pairs, observer: Observer | None = None) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of some pairs of a call, and its terms."""
+    def of_pairs(
+        self, pairs: Pairs, observer: Observer | None = None, judged: Judged | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of some pairs of a call, and its terms; ``judged``: their views beside a reference."""
+        options = self._options(pairs) | {"reference": judged is not None}
         run = Run(self.backend, self.gather_distributed).of(
-            type(self).__name__, pairs.z0, pairs.masks, pairs.kinds, **self._options(pairs)
+            type(self).__name__, pairs.z0, pairs.masks, pairs.kinds, **options
         )
         predicts = not self._difficulty_param_is_zero and pairs.uncertainty is not None
         if predicts and pairs.uncertainty is not None and pairs.uncertainty.granularity == "dimension":
@@ -188,7 +220,8 @@ class SubspaceLoss(nn.Module, ABC):
             )
         terms = self.terms(pairs, run)
         if predicts:
-            terms["difficulty"] = (self._difficulty_param, prediction_of_difficulty(pairs, run))
+            term = prediction_of_difficulty(pairs, run) if judged is None else prediction_of_harder_view(*judged, run)
+            terms["difficulty"] = (self._difficulty_param, term)
         asked = not self._sensitivity_param_is_zero
         if pairs.kind is not None and (asked or observer is not None):
             if asked:

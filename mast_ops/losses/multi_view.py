@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from mast_ops._checks import check_flag, check_is
-from mast_ops.losses._base import Observer, SubspaceLoss, View, observer_of, pairs_of
+from mast_ops.losses._base import Observer, SubspaceLoss, observer_of, pairs_of
 from mast_ops.losses.sigmoid import SubspaceSigmoidLoss
+from mast_ops.output import View
 from mast_ops.views import FactorizedViews
 
 
@@ -21,8 +22,8 @@ class MultiViewLoss(nn.Module):
         views: The :class:`mast_ops.FactorizedViews` that make them, of which it reads how many are local and the kind
             of a pair with a local view. Default: as many views as come, none of them local.
 
-    Shape of the call ``loss(outs, targets=None, kind=None, return_components=False)``, with ``masks``, ``kinds`` and
-    for :class:`mast_ops.SubspaceSigmoidLoss` ``sample`` as the criterion takes them, by keyword:
+    Shape of the call ``loss(outs, targets=None, kind=None, return_components=False)``, with ``masks``, ``kinds``,
+    ``reference`` and for :class:`mast_ops.SubspaceSigmoidLoss` ``sample`` as the criterion takes them, by keyword:
 
     - outs: a sequence of a head's outputs or embeddings, one a view, in the order of the views: global ones first.
     - targets: the same of the other branch, such as BYOL's, for the global views alone. Each is paired with every
@@ -80,6 +81,7 @@ class MultiViewLoss(nn.Module):
         kinds: Tensor | None = None,
         kind: Tensor | None = None,
         sample: Tensor | None = None,
+        reference: View | None = None,
         return_components: bool = False,
     ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
         check_flag("return_components", return_components)
@@ -93,7 +95,8 @@ class MultiViewLoss(nn.Module):
                 of_pair = self.local_kinds.to(kind.device)[kind]
             pairs = pairs_of(out0, out1, masks=masks, kinds=kinds, kind=of_pair, sample=sample)
             told.observer = observer_of(out0, out1)
-            loss, terms = self.criterion.of_pairs(pairs, None if told.observer is None else told)
+            judged = None if reference is None else self.criterion.judged(reference, out0, out1, pairs)
+            loss, terms = self.criterion.of_pairs(pairs, None if told.observer is None else told, judged)
             losses.append(loss)
             components.append(terms)
             first = pairs if first is None else first

@@ -6,8 +6,9 @@ from typing_extensions import override
 
 from mast_ops._checks import check_number, check_positive
 from mast_ops.functional.sigmoid import sigmoid
-from mast_ops.losses._base import SubspaceLoss, Terms, View, observer_of, pairs_of
+from mast_ops.losses._base import SubspaceLoss, Terms, observer_of, pairs_of
 from mast_ops.ops import Backend
+from mast_ops.output import View
 from mast_ops.pairs import Pairs
 from mast_ops.run import Run
 
