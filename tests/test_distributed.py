@@ -428,13 +428,20 @@ def test_ddp_goes_on_where_a_loss_has_no_use_for_a_variance(group, name):
 
 
 def difficulty_of(where: slice, gather: bool):
-    """The term of predicted difficulty and the gradients of log-variances, which nothing else in NT-Xent moves."""
+    """The terms of predicted difficulty, without and with a reference, and the gradients of log-variances of both.
+
+    Nothing else in NT-Xent moves these.
+    """
     z, masks, log_variance, row, _ = batch(2, K)
     loss = SubspaceNTXentLoss(0.3, difficulty_param=1.0, gather_distributed=gather)
     doubts = log_variance[:, where].detach().requires_grad_()
-    outs = (SubspaceOutput(a, masks, v, KINDS, "subspace") for a, v in zip(z[:, where], doubts, strict=True))
-    total, parts = loss(*outs, kind=row[where], return_components=True)
-    return parts["difficulty"], torch.autograd.grad(total, doubts)
+    outs = [SubspaceOutput(a, masks, v, KINDS, "subspace") for a, v in zip(z[:, where], doubts, strict=True)]
+    calls = [
+        loss(*outs, kind=row[where], reference=reference, return_components=True)
+        for reference in (None, z[:, where].mean(0))
+    ]
+    terms = torch.stack([parts["difficulty"] for _, parts in calls])
+    return terms, torch.autograd.grad(sum(total for total, _ in calls), doubts)
 
 
 def run_difficulty(rank: int):
