@@ -30,6 +30,9 @@ def main(argv: list[str] | None = None) -> None:
             _KERNELS[suite](dtype, shape.d, shape.k)
             if _KERNELS[suite] is _contrast:
                 _contrast(dtype, shape.d, 1, 1 << 15)  # many programs: sums are in one part, a kernel of its own
+            if _KERNELS[suite] is _pairs:
+                for n in (1 << 15, 16):  # in one part forward, or backward
+                    _pairs(dtype, shape.d, shape.k, n)
     print(f"{len(list(args.folder.rglob('*.cubin')))} kernels in {args.folder}")
 
 
@@ -69,23 +72,26 @@ def launched(dtype: torch.dtype) -> set[tuple[str, Shape]]:
     return {(name, shape) for name, shape in found if _KERNELS[name] is not _contrast or shape.d <= WIDE}
 
 
-def _sums(dtype: torch.dtype, d: int, rows: int, row: torch.Tensor | None = None) -> None:
+def _sums(dtype: torch.dtype, d: int, rows: int, n: int = _N, row: torch.Tensor | None = None) -> None:
     from mast_ops.kernels.contract import Gap
     from mast_ops.kernels.triton import pairs
 
-    z = torch.ones(_N, d, dtype=dtype)
+    z = torch.empty(n, d, dtype=dtype, device="meta")
     pairs.gap_sums(Gap(z, z), rows, row)
-    pairs.gap_sums_backward(torch.ones(1 if row is None else rows, d), Gap(z, z), row)
+    pairs.gap_sums_backward(z.new_empty(1 if row is None else rows, d, dtype=torch.float32), Gap(z, z), row)
 
 
-def _pairs(dtype: torch.dtype, d: int, rows: int) -> None:
+def _pairs(dtype: torch.dtype, d: int, rows: int, n: int = _N) -> None:
     from mast_ops.kernels.contract import Gap, Table
     from mast_ops.kernels.triton import pairs
 
-    z, squared, own = torch.ones(_N, d, dtype=dtype), torch.ones(rows, d), torch.zeros(_N, dtype=torch.long)
-    _sums(dtype, d, rows)
-    _sums(dtype, d, rows, own)
-    for row, grad in ((None, torch.ones(_N, rows)), (own, torch.ones(_N))):
+    def empty(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    z, squared, own = empty(n, d, dtype=dtype), empty(rows, d), empty(n, dtype=torch.long)
+    _sums(dtype, d, rows, n)
+    _sums(dtype, d, rows, n, own)
+    for row, grad in ((None, empty(n, rows)), (own, empty(n))):
         table = Table(squared, row)
         pairs.distance(Gap(z, z), table)
         pairs.distance_backward(grad, Gap(z, z), table)

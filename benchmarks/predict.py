@@ -143,9 +143,11 @@ def _resident(kernel: Any, warps: int) -> int:
 
 def pairs(n: int, d: int, k: int, both: bool) -> list[Piece]:
     from mast_ops.kernels.contract import Gap, Table
+    from mast_ops.kernels.triton import _parts
     from mast_ops.kernels.triton import pairs as kernels
 
     z0, z1 = (torch.empty(n, d, dtype=torch.bfloat16, device="meta") for _ in range(2))
+    _parts.shared(z0, 2, 1)  # the counters, which the first launch of all makes
     table, grad = (torch.empty(shape, device="meta") for shape in ((k, d), (n, k)))
 
     def work() -> None:

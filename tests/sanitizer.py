@@ -1,8 +1,8 @@
 """Triton's interpreter made strict: what a wrong kernel could get away with there is an error.
 
 Programs of a launch run in random order. Every address that a program touches must be inside an element of a tensor
-that the launch was given. No program may write what another one reads or writes. Memory that PyTorch gives out
-without filling it holds a pattern, and no kernel may read that.
+that the launch was given. No program may write what another one reads or writes, unless atomics put them in an order
+(:mod:`races`). Memory that PyTorch gives out without filling it holds a pattern, and no kernel may read that.
 """
 
 import inspect
@@ -14,6 +14,7 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
+from races import READ, WRITE, History
 from torch import Tensor
 from triton.runtime import interpreter
 
@@ -25,15 +26,13 @@ class LaunchError(Exception):
 
 
 class _Launch:
-    """What the programs of one launch have read and written: (addresses, bytes each, program)."""
+    """The tensors that a launch was given, and what its programs do to them."""
 
-    def __init__(self, kernel: str, arguments: dict[str, Any]) -> None:
-        self.kernel, self.program = kernel, 0
-        self.reads: list[tuple[np.ndarray, int]] = []
-        self.writes: list[tuple[np.ndarray, int]] = []
+    def __init__(self, kernel: str, arguments: dict[str, Any], programs: int) -> None:
+        self.kernel, self.history = kernel, History(programs)
         self.tensors = [(name, *_extent(x)) for name, x in arguments.items() if isinstance(x, Tensor) and x.numel()]
 
-    def touch(self, what: str, addresses: np.ndarray, size: int) -> np.ndarray:
+    def inside(self, what: str, addresses: np.ndarray, size: int) -> np.ndarray:
         """The addresses, all of them inside one tensor or another."""
         if not len(addresses):
             return addresses
@@ -53,22 +52,8 @@ class _Launch:
         return min(self.tensors, key=lambda t: min(abs(address - t[1]), abs(address - t[2])))[0]
 
     def check_races(self) -> None:
-        if not self.writes:
-            return
-        address = np.concatenate([a for a, _ in self.writes])
-        program = np.concatenate([np.full(len(a), p) for a, p in self.writes])
-        order = np.argsort(address, kind="stable")
-        address, program = address[order], program[order]
-        twice = address[1:][(address[1:] == address[:-1]) & (program[1:] != program[:-1])]
-        if len(twice):
-            raise LaunchError(f"{self.kernel}: two programs write {self.nearest(int(twice[0]))}")
-        for read, reader in self.reads:
-            at = np.minimum(np.searchsorted(address, read), len(address) - 1)
-            other = read[(address[at] == read) & (program[at] != reader)]
-            if len(other):
-                raise LaunchError(
-                    f"{self.kernel}: a program reads what another one writes, {self.nearest(int(other[0]))}"
-                )
+        if race := self.history.race():
+            raise LaunchError(f"{self.kernel}: {race[0]} {self.nearest(race[1])}")
 
 
 def _extent(x: Tensor) -> tuple[int, int]:
@@ -82,6 +67,7 @@ def strict(seed: int = 0) -> Iterator[list[str]]:
     rng, launched, now = random.Random(seed), [], []
     builder = interpreter.InterpreterBuilder
     plain_load, plain_store = builder.create_masked_load, builder.create_masked_store
+    plain_add = builder.create_atomic_rmw
 
     def live(pointers: Any, mask: Any) -> tuple[np.ndarray, int]:
         size = np.dtype(interpreter._get_np_dtype(pointers.get_element_ty())).itemsize
@@ -90,7 +76,7 @@ def strict(seed: int = 0) -> Iterator[list[str]]:
 
     def load(self: Any, pointers: Any, mask: Any, *rest: Any) -> Any:
         addresses, size = live(pointers, mask)
-        touched = now[-1].touch("load", addresses, size)
+        now[-1].history.touch(READ, now[-1].inside("load", addresses, size))
         out = plain_load(self, pointers, mask, *rest)
         values = np.asarray(out.data)
         if values.dtype in (np.float16, np.float32) and addresses.size:
@@ -100,12 +86,20 @@ def strict(seed: int = 0) -> Iterator[list[str]]:
                 raise LaunchError(
                     f"{now[-1].kernel}: reads what nobody wrote, {now[-1].nearest(int(addresses[unwritten][0]))}"
                 )
-        now[-1].reads.append((touched, now[-1].program))
         return out
 
     def store(self: Any, pointers: Any, value: Any, mask: Any, *rest: Any) -> Any:
-        now[-1].writes.append((now[-1].touch("store", *live(pointers, mask)), now[-1].program))
+        now[-1].history.touch(WRITE, now[-1].inside("store", *live(pointers, mask)))
         return plain_store(self, pointers, value, mask, *rest)
+
+    def add(self: Any, operation: Any, pointers: Any, value: Any, mask: Any, sem: Any, scope: Any) -> Any:
+        orders = () if scope.name == "CTA" else sem.name.split("_")  # threads of one program, or no thread
+        addresses = now[-1].inside("atomic", *live(pointers, mask))
+        now[-1].history.atomic(addresses, "ACQUIRE" in orders, "RELEASE" in orders)
+        return plain_add(self, operation, pointers, value, mask, sem, scope)
+
+    def swap(*_: Any) -> Any:
+        raise NotImplementedError("no kernel swaps yet: say here what a swap that fails puts in an order")
 
     def launch(self: Any, *given: Any, **named: Any) -> None:
         named = {name: x for name, x in named.items() if name in inspect.getfullargspec(self.fn).args}
@@ -113,7 +107,6 @@ def strict(seed: int = 0) -> Iterator[list[str]]:
         scope = interpreter._patch_lang(self.fn)
         try:
             arguments = inspect.getcallargs(self.fn, *given_host, **named_host)
-            now.append(_Launch(self.fn.__name__, arguments))
             launched.append(self.fn.__name__)
             values = {n: x if n in self.constexprs else interpreter._implicit_cvt(x) for n, x in arguments.items()}
             grid = self.grid(values) if callable(self.grid) else self.grid
@@ -121,8 +114,9 @@ def strict(seed: int = 0) -> Iterator[list[str]]:
             interpreter.interpreter_builder.set_grid_dim(*grid)
             programs = list(np.ndindex(*grid))
             rng.shuffle(programs)
+            now.append(_Launch(self.fn.__name__, arguments, len(programs)))
             for number, place in enumerate(programs):
-                now[-1].program = number
+                now[-1].history.start(number)
                 interpreter.interpreter_builder.set_grid_idx(*place)
                 self.fn(**values)
             now[-1].check_races()
@@ -136,6 +130,9 @@ def strict(seed: int = 0) -> Iterator[list[str]]:
             stack.enter_context(patch.object(owner, name, _filled(getattr(owner, name))))
         stack.enter_context(patch.object(builder, "create_masked_load", load))
         stack.enter_context(patch.object(builder, "create_masked_store", store))
+        stack.enter_context(patch.object(builder, "create_atomic_rmw", add))
+        stack.enter_context(patch.object(builder, "create_atomic_cas", swap))
+        stack.enter_context(patch.object(builder, "create_barrier", lambda self: now[-1].history.barrier()))
         stack.enter_context(patch.object(interpreter.GridExecutor, "__call__", launch))
         yield launched
 

@@ -42,3 +42,25 @@ def test_a_second_process_compiles_nothing(tmp_path: Path) -> None:
 def test_every_suite_has_its_kernels() -> None:
     """Moments launch none: they are products alone."""
     assert SUITES.keys() - cache._KERNELS.keys() == {"moments"}
+
+
+def test_sums_of_pairs_are_there_in_one_part_and_in_several(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton")
+    from mast_ops.kernels.triton import pairs
+
+    found: set[tuple[str, bool]] = set()
+
+    def on_grid(kernel, grid):
+        def launch(*args, **_):
+            found.add((kernel.__name__, dict(zip(kernel.arg_names, args, strict=False)).get("parts") is None))
+
+        return launch
+
+    monkeypatch.setattr(type(pairs._distance), "__getitem__", on_grid)
+    monkeypatch.setattr(cache, "launched", lambda dtype: {("pairs", cache.Shape(256, 32, 2))})
+    monkeypatch.setattr(cache, "pretend", lambda: None)
+    monkeypatch.setenv("TRITON_CACHE_DIR", "")  # and the environment is put back
+    monkeypatch.setenv("TRITON_INTERPRET", "")
+    cache.main(["nowhere"])
+    kernels = ("_distance", "_distance_backward", "_gap_sums", "_products", "_products_backward")
+    assert found >= {(name, whole) for name in kernels for whole in (True, False)}

@@ -2,6 +2,7 @@
 
 import os
 
+import numpy as np
 import pytest
 import torch
 
@@ -12,11 +13,15 @@ triton = pytest.importorskip("triton")
 
 import triton.language as tl  # noqa: E402
 from cases import NAMES, make_case  # noqa: E402
+from races import READ, WRITE, History  # noqa: E402
 from sanitizer import LaunchError, strict  # noqa: E402
 from torch import Tensor  # noqa: E402
+from triton.runtime.errors import InterpreterError  # noqa: E402
+from triton.runtime.interpreter import InterpreterBuilder, TensorHandle, _ir  # noqa: E402
 
 from mast_ops.functional import subspace_sigmoid  # noqa: E402
-from mast_ops.kernels.triton import _launch  # noqa: E402
+from mast_ops.kernels.contract import Gap, Table  # noqa: E402
+from mast_ops.kernels.triton import _launch, pairs  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy's, of infinities under the interpreter
 
@@ -99,3 +104,71 @@ def test_a_wrong_bound_in_a_real_kernel_is_seen(monkeypatch: pytest.MonkeyPatch)
     case = make_case("contrast", 18, 20, 2, dtype=torch.float32)
     with strict(), pytest.raises(LaunchError, match="out of bounds"):
         case.fused(*case.leaves(), backend="triton")
+
+
+def plain_count(self, operation, pointers, value, mask, sem, scope):
+    """As if there were no atomics."""
+    before = self.create_masked_load(pointers, mask, None, None, None, False)
+    self.create_masked_store(pointers, TensorHandle(before.data + value.data, before.dtype), mask, None, None)
+    return before
+
+
+def ordered(add, sem=None, scope=None):
+    return lambda *given: add(*given[:5], sem or given[5], scope or given[6])
+
+
+def early(add):
+    """The last but one takes itself for the last."""
+
+    def count(*given):
+        before = add(*given)
+        return TensorHandle(before.data + 1, before.dtype)
+
+    return count
+
+
+READ_WHILE_WRITTEN, COUNTED = "a program reads what another one writes", "a program counts on what another one writes"
+
+
+@pytest.mark.parametrize(
+    ("atomic", "fault", "said"),
+    [
+        (True, lambda add: plain_count, f"{READ_WHILE_WRITTEN}, arrived"),
+        (True, lambda add: ordered(add, sem=_ir.MEM_SEMANTIC.RELAXED), f"{COUNTED}, arrived"),
+        (True, lambda add: ordered(add, sem=_ir.MEM_SEMANTIC.ACQUIRE), f"{COUNTED}, arrived"),
+        (True, lambda add: ordered(add, sem=_ir.MEM_SEMANTIC.RELEASE), f"{COUNTED}, arrived"),
+        (True, lambda add: ordered(add, scope=_ir.MEM_SYNC_SCOPE.CTA), f"{COUNTED}, arrived"),
+        (True, early, "reads what nobody wrote, parts"),
+        (False, lambda barrier: lambda self: None, f"{READ_WHILE_WRITTEN}, parts"),
+    ],
+    ids=["no atomic", "relaxed", "only acquires", "only releases", "of one program", "too early", "no barrier"],
+)
+def test_a_sum_over_programs_without_its_order_is_seen(
+    atomic: bool, fault, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mast_ops.kernels.triton._parts._zeros", lambda device: torch.zeros(4, dtype=torch.int32))
+    z, table = torch.randn(2, 20).half(), Table(torch.ones(2, 20))
+    name = "create_atomic_rmw" if atomic else "create_barrier"
+    with strict():
+        pairs.distance(Gap(z, z), table)
+        with monkeypatch.context() as planted:
+            planted.setattr(InterpreterBuilder, name, fault(getattr(InterpreterBuilder, name)))
+            with pytest.raises((LaunchError, InterpreterError), match=said):
+                pairs.distance(Gap(z, z), table)
+
+
+@pytest.mark.parametrize("passed_on", [True, False])
+def test_order_passes_through_programs(passed_on: bool) -> None:
+    """The first writes and releases; the second acquires and releases elsewhere; the third acquires there."""
+    x, first, second = (np.array([at], np.uint64) for at in (8, 16, 24))
+    history = History(3)
+    history.touch(WRITE, x)
+    history.barrier()
+    history.atomic(first, acquires=False, releases=True)
+    history.start(1)
+    history.atomic(first, acquires=passed_on, releases=True)
+    history.atomic(second, acquires=True, releases=True)
+    history.start(2)
+    history.atomic(second, acquires=True, releases=True)
+    history.touch(READ, x)
+    assert history.race() == (None if passed_on else ("a program reads what another one writes,", 8))

@@ -4,6 +4,7 @@ The rule: no further from float64 than the plain formula in the input's own dtyp
 """
 
 import os
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -25,12 +26,12 @@ triton = pytest.importorskip("triton")
 if not CUDA and isinstance(triton.language.sum, triton.runtime.JITFunction):
     raise RuntimeError("triton was imported before TRITON_INTERPRET=1 was set, see tests/conftest.py")
 
-from mast_ops.kernels.triton import contrast, pairs  # noqa: E402
+from mast_ops.kernels.triton import _parts, contrast, pairs  # noqa: E402
 
 DEVICE = torch.device("cuda" if CUDA else "cpu")
 # The interpreter has no bfloat16 arithmetic. Sizes: no multiples of a tile, single elements, and large on a GPU.
 DTYPES = [torch.float32, torch.float16, *([torch.bfloat16] if CUDA else [])]
-PAIRS = [(1, 1, 1), (5, 7, 17), (37, 100, 3), *([(1000, 1000, 15), (300, 8192, 15), (100, 300, 100)] if CUDA else [])]
+PAIRS = [(1, 1, 1), (5, 7, 17), (37, 40, 3), *([(1000, 1000, 15), (300, 8192, 15), (100, 300, 100)] if CUDA else [])]
 CONTRAST = [(1, 1, 1, 1), (37, 20, 7, 2), (21, 37, 50, 3)]
 if CUDA:
     CONTRAST += [(1000, 700, 256, 3), (1000, 1000, 1000, 2), (130, 200, 8192, 2)]
@@ -276,9 +277,69 @@ class Largest(TorchDispatchMode):
         return out
 
 
+class Launches(TorchDispatchMode):
+    """What was launched: our kernels by name, and PyTorch's operations that touch memory."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        super().__init__()
+        self.names: list[str] = []
+        self.inside = False
+        kind = type(pairs._distance)
+        choose = kind.__getitem__
+
+        def on_grid(kernel, grid):
+            def launch(*args, **kwargs):
+                self.names.append(kernel.__name__)
+                self.inside = True  # the interpreter copies its arguments
+                choose(kernel, grid)(*args, **kwargs)
+                self.inside = False
+
+            return launch
+
+        monkeypatch.setattr(kind, "__getitem__", on_grid)
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.overloadpacket.__name__
+        if not (self.inside or function.is_view or name in ("empty", "empty_like", "new_empty", "detach")):
+            self.names.append(name)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["all", "own"])
+@pytest.mark.parametrize("n", [2, 20_000 if CUDA else 33], ids=["parts of D", "parts of N"])
+def test_one_launch_forward_and_one_backward(n: int, own: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    d = 100 if CUDA else 17
+    z0, z1, squared = random(n, d, dtype=torch.float16), random(n, d, dtype=torch.float16), random(2, d).square()
+    table = Table(squared, torch.randint(2, (n,)).to(DEVICE) if own else None)
+    gap, g = Gap(z0, z1), random(n) if own else random(n, 2)
+    g_sums = random(2 if own else 1, d)
+    pairs.distance(gap, table)  # the first makes the counters
+    with Launches(monkeypatch) as launched:
+        pairs.distance(gap, table)
+        pairs.distance_backward(g, gap, table)
+        pairs.products(z0, z1, table)
+        pairs.products_backward((g, g, g), z0, z1, table)
+        pairs.gap_sums(gap, 2, table.row)
+        pairs.gap_sums_backward(g_sums, gap, table.row)
+    kernels = ("_distance", "_products", "_gap_sums")
+    assert launched.names == [name + pass_ for name in kernels for pass_ in ("", "_backward")]
+    assert not _parts._zeros(z0.device).any()  # as the next launch wants them
+
+
+def test_counters_are_shared_on_the_default_stream_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    z = random(4, 4)
+    assert _parts.shared(z, 2, 3, 4)[1] is _parts.shared(z, 2, 1, 4)[1]
+    assert _parts.shared(z, 1, 3, 4) == (None, None)
+    monkeypatch.setattr(Tensor, "is_cuda", True)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(cuda_stream=1))
+    first, second = (_parts.shared(z, 2, 3, 4)[1] for _ in range(2))
+    assert first.tolist() == [0, 0, 0]
+    assert first.data_ptr() != second.data_ptr()
+
+
 @pytest.mark.parametrize("own", [False, True], ids=["all", "own"])
 def test_no_large_buffer(own: bool) -> None:
-    n, d, r = (1024, 64, 12) if CUDA else (96, 16, 6)  # a GPU's tiles pad small problems to more than they hold
+    n, d, r = (1024, 64, 12) if CUDA else (64, 16, 4)  # a GPU's tiles pad small problems to more than they hold
     z0, z1, squared = random(n, d), random(n, d), random(r, d).square()
     row = torch.randint(r, (n,)).to(DEVICE) if own else None
     shape = (n,) if own else (n, r)

@@ -7,16 +7,19 @@ from torch import Tensor
 
 from mast_ops.kernels.contract import Gap
 from mast_ops.kernels.triton._launch import MANY, on, pairs_launch, power, precision, readable, split
+from mast_ops.kernels.triton._parts import shared, write
 from mast_ops.kernels.triton._tiles import Likelihood, dense, in_dtype_of, new_like, product, read
 
+_kernel = triton.jit(do_not_specialize=["splits"])  # any number of parts is summed by the same code
 
-@triton.jit
+
+@_kernel
 def _gap_sums(
-    z0, z1, log_variance, scale, row, out,
-    N, R, D, span, z0_n, z0_d, z1_n, z1_d, v_n, v_d,
+    z0, z1, log_variance, scale, row, out, parts, arrived,
+    N, R, D, span, splits, z0_n, z0_d, z1_n, z1_d, v_n, v_d,
     PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """One part of the sums, (1, D) or (R, D): a block of dimensions, a span of samples."""
+    """A block of dimensions of the sums, (1, D) or (R, D), from a span of samples."""
     dims = (tl.program_id(0) * BLOCK_D + tl.arange(0, BLOCK_D)).to(tl.int64)
     rs = tl.arange(0, BLOCK_R)
     total = tl.zeros((1 if row is None else BLOCK_R, BLOCK_D), tl.float32)
@@ -36,12 +39,10 @@ def _gap_sums(
         else:
             own = tl.load(row + samples, mask=samples < N, other=-1)
             total = product(tl.where(rs[:, None] == own[None, :], 1.0, 0.0), gap, total, PRECISION)
-    part = out + tl.program_id(1).to(tl.int64) * R * D
-    if row is None:
-        tl.store(part + dims[None, :], total, mask=(dims < D)[None, :])
-    else:
-        place = rs.to(tl.int64)[:, None] * D + dims[None, :]
-        tl.store(part + place, total, mask=(rs < R)[:, None] & (dims < D)[None, :])
+    groups = tl.arange(0, 1 if row is None else BLOCK_R).to(tl.int64)
+    place = groups[:, None] * D + dims[None, :]
+    inside = (groups < R)[:, None] & (dims < D)[None, :]
+    write(out, total, parts, arrived, splits, R, D, place, inside)
 
 
 @triton.jit
@@ -73,15 +74,17 @@ def _gap_sums_backward(
 def gap_sums(gap: Gap, num_rows: int, row: Tensor | None) -> Tensor:
     (n, d), groups = gap.z0.shape, 1 if row is None else num_rows
     tile = pairs_launch("pairs_backward", gap.z0.dtype, groups)
-    splits, span = split(n, tile.rows, triton.cdiv(d, tile.columns), MANY)
+    tiles = triton.cdiv(d, tile.columns)
+    splits, span = split(n, tile.rows, tiles, MANY)
     (z0, z1), variance = readable(gap.z0, gap.z1), Likelihood.of(gap)
-    out = z0.new_empty(splits, groups, d, dtype=torch.float32)
+    out = z0.new_empty(groups, d, dtype=torch.float32)
     with on(z0):
-        _gap_sums[triton.cdiv(d, tile.columns), splits](
-            z0, z1, *variance[:2], dense(row), out, n, groups, d, span, *z0.stride(), *z1.stride(), *variance.strides,
+        _gap_sums[tiles, splits](
+            z0, z1, *variance[:2], dense(row), out, *shared(z0, splits, tiles, groups, d),
+            n, groups, d, span, splits, *z0.stride(), *z1.stride(), *variance.strides,
             precision(z0.dtype), tile.rows, power(groups), tile.columns, **tile.options,
         )  # fmt: skip
-    return out.sum(0)
+    return out
 
 
 def gap_sums_backward(grad: Tensor, gap: Gap, row: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:

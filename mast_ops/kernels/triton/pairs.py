@@ -2,7 +2,8 @@
 N x R x D.
 
 Forward: a program takes a tile of samples and a part of D. Backward: a tile of D and a part of the samples, so that
-the gradient of its part of the masks is summed where it stands. Parts are summed afterwards, in a fixed order.
+the gradient of its part of the masks is summed where it stands. Of the programs that share a tile, the last to come
+adds their parts, in a fixed order: one launch forward, and one backward.
 
 With ``row`` each sample reads its own, and no sample pays for the other R - 1.
 """
@@ -14,10 +15,13 @@ from torch import Tensor
 
 from mast_ops.kernels.contract import Gap, Table
 from mast_ops.kernels.triton._launch import MANY, on, pairs_launch, power, precision, readable, split
+from mast_ops.kernels.triton._parts import added, all_left, leave, shared, write
 from mast_ops.kernels.triton._tiles import Likelihood, dense, in_dtype_of, new_like, product, read
 from mast_ops.kernels.triton.gap_sums import gap_sums, gap_sums_backward
 
 __all__ = ["distance", "distance_backward", "gap_sums", "gap_sums_backward", "products", "products_backward"]
+
+_kernel = triton.jit(do_not_specialize=["splits"])  # any number of parts is summed by the same code
 
 
 @triton.jit
@@ -41,19 +45,32 @@ def _accumulate(pooled, x, masks, row, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def _write(out, pooled, row, samples, N, R, BLOCK_R: tl.constexpr):
-    """One part of the result: (N, R), or (N,) with ``row``."""
+def _place(row, samples, N, R, BLOCK_R: tl.constexpr):
+    """Where a tile of results is in memory, (N, R), or (N,) with ``row``; and which of them there are."""
     if row is None:
         rs = tl.arange(0, BLOCK_R)
-        tl.store(out + samples[:, None] * R + rs[None, :], pooled, mask=(samples < N)[:, None] & (rs < R)[None, :])
+        place, inside = samples[:, None] * R + rs[None, :], (samples < N)[:, None] & (rs < R)[None, :]
     else:
-        tl.store(out + samples, tl.sum(pooled, 1), mask=samples < N)
+        place, inside = samples, samples < N
+    return place, inside
 
 
 @triton.jit
+def _whole(pooled, row):
+    return pooled if row is None else tl.sum(pooled, 1)
+
+
+@triton.jit
+def _write_masks(out, total, parts, arrived, splits, rs, dims, R, D):
+    """A tile of the masks' gradient, (R, D)."""
+    place, inside = rs.to(tl.int64)[:, None] * D + dims[None, :], (rs < R)[:, None] & (dims < D)[None, :]
+    write(out, total, parts, arrived, splits, R, D, place, inside)
+
+
+@_kernel
 def _distance(
-    z0, z1, squared, log_variance, scale, row, out,
-    N, R, D, span, z0_n, z0_d, z1_n, z1_d, v_n, v_d,
+    z0, z1, squared, log_variance, scale, row, out, parts, arrived,
+    N, R, D, span, splits, z0_n, z0_d, z1_n, z1_d, v_n, v_d,
     PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     samples = (tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)).to(tl.int64)
@@ -72,14 +89,14 @@ def _distance(
             gap = gap * gap
         masks = read(squared, own, dims, D, 1, (own < R)[:, None] & (dims < D)[None, :])
         pooled = _accumulate(pooled, gap, masks, row, PRECISION)
-    out += tl.program_id(1).to(tl.int64) * N * (R if row is None else 1)
-    _write(out, pooled, row, samples, N, R, BLOCK_R)
+    place, inside = _place(row, samples, N, R, BLOCK_R)
+    write(out, _whole(pooled, row), parts, arrived, splits, N, R if row is None else 1, place, inside)
 
 
-@triton.jit
+@_kernel
 def _products(
-    z0, z1, squared, row, out_dot, out_norm0, out_norm1,
-    N, R, D, span, z0_n, z0_d, z1_n, z1_d,
+    z0, z1, squared, row, out_dot, out_norm0, out_norm1, parts, arrived,
+    N, R, D, span, splits, z0_n, z0_d, z1_n, z1_d,
     PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     samples = (tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)).to(tl.int64)
@@ -97,10 +114,23 @@ def _products(
         dot = _accumulate(dot, x0 * x1, masks, row, PRECISION)
         norm0 = _accumulate(norm0, x0 * x0, masks, row, PRECISION)
         norm1 = _accumulate(norm1, x1 * x1, masks, row, PRECISION)
-    part = tl.program_id(1).to(tl.int64) * N * (R if row is None else 1)
-    _write(out_dot + part, dot, row, samples, N, R, BLOCK_R)
-    _write(out_norm0 + part, norm0, row, samples, N, R, BLOCK_R)
-    _write(out_norm1 + part, norm1, row, samples, N, R, BLOCK_R)
+    place, inside = _place(row, samples, N, R, BLOCK_R)
+    dot, norm0, norm1 = _whole(dot, row), _whole(norm0, row), _whole(norm1, row)
+    if parts is not None:
+        columns = R if row is None else 1
+        parts0 = parts + tl.full((), 1, tl.int64) * splits * N * columns
+        parts1 = parts0 + tl.full((), 1, tl.int64) * splits * N * columns
+        leave(parts, dot, N, columns, place, inside)
+        leave(parts0, norm0, N, columns, place, inside)
+        leave(parts1, norm1, N, columns, place, inside)
+        count = all_left(arrived, splits)
+        inside &= count > 0
+        dot = added(parts, dot, count, N, columns, place, inside)
+        norm0 = added(parts0, norm0, count, N, columns, place, inside)
+        norm1 = added(parts1, norm1, count, N, columns, place, inside)
+    tl.store(out_dot + place, dot, mask=inside)
+    tl.store(out_norm0 + place, norm0, mask=inside)
+    tl.store(out_norm1 + place, norm1, mask=inside)
 
 
 @triton.jit
@@ -121,16 +151,15 @@ def _pull(grad, masks, squared, row, samples, dims, N, R, D, PRECISION: tl.const
     return table, weight
 
 
-@triton.jit
+@_kernel
 def _distance_backward(
-    grad, z0, z1, squared, log_variance, scale, row, g_z0, g_z1, g_squared, g_log_variance,
-    N, R, D, span, z0_n, z0_d, z1_n, z1_d, v_n, v_d,
+    grad, z0, z1, squared, log_variance, scale, row, g_z0, g_z1, g_log_variance, g_squared, parts, arrived,
+    N, R, D, span, splits, z0_n, z0_d, z1_n, z1_d, v_n, v_d,
     PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     dims = (tl.program_id(0) * BLOCK_D + tl.arange(0, BLOCK_D)).to(tl.int64)
     rs = tl.arange(0, BLOCK_R)
-    some = (rs < R)[:, None] & (dims < D)[None, :]
-    masks = read(squared, rs, dims, D, 1, some)
+    masks = read(squared, rs, dims, D, 1, (rs < R)[:, None] & (dims < D)[None, :])
     total = tl.zeros((BLOCK_R, BLOCK_D), tl.float32)
     first = tl.program_id(1) * span
     for start in range(first, tl.minimum(first + span, N), BLOCK_M):
@@ -152,20 +181,18 @@ def _distance_backward(
         total = product(tl.trans(table), pooled, total, PRECISION)
         tl.store(g_z0 + place, slope, mask=inside)
         tl.store(g_z1 + place, -slope, mask=inside)
-    part = g_squared + tl.program_id(1).to(tl.int64) * R * D
-    tl.store(part + rs.to(tl.int64)[:, None] * D + dims[None, :], total, mask=some)
+    _write_masks(g_squared, total, parts, arrived, splits, rs, dims, R, D)
 
 
-@triton.jit
+@_kernel
 def _products_backward(
-    g_dot, g_norm0, g_norm1, z0, z1, squared, row, g_z0, g_z1, g_squared,
-    N, R, D, span, z0_n, z0_d, z1_n, z1_d,
+    g_dot, g_norm0, g_norm1, z0, z1, squared, row, g_z0, g_z1, g_squared, parts, arrived,
+    N, R, D, span, splits, z0_n, z0_d, z1_n, z1_d,
     PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     dims = (tl.program_id(0) * BLOCK_D + tl.arange(0, BLOCK_D)).to(tl.int64)
     rs = tl.arange(0, BLOCK_R)
-    some = (rs < R)[:, None] & (dims < D)[None, :]
-    masks = read(squared, rs, dims, D, 1, some)
+    masks = read(squared, rs, dims, D, 1, (rs < R)[:, None] & (dims < D)[None, :])
     total = tl.zeros((BLOCK_R, BLOCK_D), tl.float32)
     first = tl.program_id(1) * span
     for start in range(first, tl.minimum(first + span, N), BLOCK_M):
@@ -182,57 +209,58 @@ def _products_backward(
         table, weight = _pull(g_norm1, masks, squared, row, samples, dims, N, R, D, PRECISION, BLOCK_R)
         total = product(tl.trans(table), x1 * x1, total, PRECISION)
         tl.store(g_z1 + place, cross * x0 + 2 * weight * x1, mask=inside)
-    part = g_squared + tl.program_id(1).to(tl.int64) * R * D
-    tl.store(part + rs.to(tl.int64)[:, None] * D + dims[None, :], total, mask=some)
+    _write_masks(g_squared, total, parts, arrived, splits, rs, dims, R, D)
 
 
 def distance(gap: Gap, table: Table) -> Tensor:
     (n, d), r, row = gap.z0.shape, len(table.squared), table.row
     tile = pairs_launch("pairs", gap.z0.dtype, r)
-    splits, span = split(d, tile.columns, triton.cdiv(n, tile.rows), MANY)
+    tiles, shape = triton.cdiv(n, tile.rows), (n, r) if row is None else (n,)
+    splits, span = split(d, tile.columns, tiles, MANY)
     (z0, z1), variance = readable(gap.z0, gap.z1), Likelihood.of(gap)
-    out = z0.new_empty(splits, *((n, r) if row is None else (n,)), dtype=torch.float32)
+    out = z0.new_empty(shape, dtype=torch.float32)
     with on(z0):
-        _distance[triton.cdiv(n, tile.rows), splits](
-            z0, z1, dense(table.squared), *variance[:2], dense(row), out,
-            n, r, d, span, *z0.stride(), *z1.stride(), *variance.strides,
+        _distance[tiles, splits](
+            z0, z1, dense(table.squared), *variance[:2], dense(row), out, *shared(z0, splits, tiles, *shape),
+            n, r, d, span, splits, *z0.stride(), *z1.stride(), *variance.strides,
             precision(z0.dtype), tile.rows, power(r), tile.columns, **tile.options,
         )  # fmt: skip
-    return out[0] if splits == 1 else out.sum(0)
+    return out
 
 
 def products(z0: Tensor, z1: Tensor, table: Table) -> tuple[Tensor, Tensor, Tensor]:
     (n, d), r, row = z0.shape, len(table.squared), table.row
     tile = pairs_launch("pairs", z0.dtype, r)
-    splits, span = split(d, tile.columns, triton.cdiv(n, tile.rows), MANY)
+    tiles, shape = triton.cdiv(n, tile.rows), (n, r) if row is None else (n,)
+    splits, span = split(d, tile.columns, tiles, MANY)
     z0, z1 = readable(z0, z1)
-    out = z0.new_empty(3, splits, *((n, r) if row is None else (n,)), dtype=torch.float32)
+    dot, norm0, norm1 = (z0.new_empty(shape, dtype=torch.float32) for _ in range(3))
     with on(z0):
-        _products[triton.cdiv(n, tile.rows), splits](
-            z0, z1, dense(table.squared), dense(row), *out, n, r, d, span, *z0.stride(), *z1.stride(),
+        _products[tiles, splits](
+            z0, z1, dense(table.squared), dense(row), dot, norm0, norm1, *shared(z0, splits, tiles, 3, *shape),
+            n, r, d, span, splits, *z0.stride(), *z1.stride(),
             precision(z0.dtype), tile.rows, power(r), tile.columns, **tile.options,
         )  # fmt: skip
-    # Sums, not views of one tensor: the outputs of an operator must not share memory.
-    dot, norm0, norm1 = (x.sum(0) for x in out)
     return dot, norm0, norm1
 
 
 def distance_backward(grad: Tensor, gap: Gap, table: Table) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     (n, d), r = gap.z0.shape, len(table.squared)
     tile = pairs_launch("pairs_backward", gap.z0.dtype, r)
-    splits, span = split(n, tile.rows, triton.cdiv(d, tile.columns), MANY)
+    tiles = triton.cdiv(d, tile.columns)
+    splits, span = split(n, tile.rows, tiles, MANY)
     (z0, z1), variance = readable(gap.z0, gap.z1), Likelihood.of(gap)
-    g_z0, g_z1 = new_like(z0), new_like(z1)
+    g_z0, g_z1, g_squared = new_like(z0), new_like(z1), new_like(table.squared)
     g_variance = None if variance.log_variance is None else new_like(variance.log_variance)
-    g_squared = z0.new_empty(splits, r, d, dtype=torch.float32)
     with on(z0):
-        _distance_backward[triton.cdiv(d, tile.columns), splits](
+        _distance_backward[tiles, splits](
             dense(grad), z0, z1, dense(table.squared), *variance[:2], dense(table.row),
-            g_z0, g_z1, g_squared, g_variance, n, r, d, span, *z0.stride(), *z1.stride(), *variance.strides,
+            g_z0, g_z1, g_variance, g_squared, *shared(z0, splits, tiles, r, d),
+            n, r, d, span, splits, *z0.stride(), *z1.stride(), *variance.strides,
             precision(z0.dtype), tile.rows, power(r), tile.columns, **tile.options,
         )  # fmt: skip
     g_log_variance = in_dtype_of(gap.log_variance, g_variance)
-    return g_z0.to(gap.z0.dtype), g_z1.to(gap.z1.dtype), g_squared.sum(0).to(table.squared.dtype), g_log_variance
+    return g_z0.to(gap.z0.dtype), g_z1.to(gap.z1.dtype), g_squared, g_log_variance
 
 
 def products_backward(
@@ -240,14 +268,15 @@ def products_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     (n, d), r = z0.shape, len(table.squared)
     tile = pairs_launch("pairs_backward", z0.dtype, r)
-    splits, span = split(n, tile.rows, triton.cdiv(d, tile.columns), MANY)
+    tiles = triton.cdiv(d, tile.columns)
+    splits, span = split(n, tile.rows, tiles, MANY)
     x0, x1 = readable(z0, z1)
-    g_z0, g_z1 = new_like(x0), new_like(x1)
-    g_squared = x0.new_empty(splits, r, d, dtype=torch.float32)
+    g_z0, g_z1, g_squared = new_like(x0), new_like(x1), new_like(table.squared)
     with on(z0):
-        _products_backward[triton.cdiv(d, tile.columns), splits](
+        _products_backward[tiles, splits](
             *map(dense, grads), x0, x1, dense(table.squared), dense(table.row),
-            g_z0, g_z1, g_squared, n, r, d, span, *x0.stride(), *x1.stride(),
+            g_z0, g_z1, g_squared, *shared(x0, splits, tiles, r, d),
+            n, r, d, span, splits, *x0.stride(), *x1.stride(),
             precision(x0.dtype), tile.rows, power(r), tile.columns, **tile.options,
         )  # fmt: skip
-    return g_z0.to(z0.dtype), g_z1.to(z1.dtype), g_squared.sum(0).to(table.squared.dtype)
+    return g_z0.to(z0.dtype), g_z1.to(z1.dtype), g_squared
