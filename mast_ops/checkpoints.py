@@ -93,7 +93,7 @@ def load_heads(path: str | Path) -> dict[str, StoredHead]:
                         raise ValueError(f"checkpoint: got two heads at {name!r}, wanted one at each place")
                     heads[name] = _head(name, state, prefix)
     if not heads:
-        raise ValueError(f"checkpoint: got {path} with no MaskedSubspaceHead in it, wanted at least one")
+        raise ValueError(f"checkpoint: got {path} with no MaskedSubspaceHead in it, wanted the state_dict of one")
     return heads
 
 
@@ -118,7 +118,8 @@ def _read(path: Path) -> object:
         )
         what = f" ({refused[1]})" if refused else ""
         raise ValueError(
-            f"{wanted}: it is another kind of file, or holds more than tensors and containers{what}"
+            f"{wanted}: it is another kind of file, or holds more than tensors and containers{what}; "
+            "save the model's state_dict() alone, in a file of its own"
         ) from error
     except Exception as error:  # of many kinds, from zip, the file system and torch
         raise ValueError(f"{wanted}: it is damaged or another kind of file ({type(error).__name__})") from error

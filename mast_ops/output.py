@@ -49,12 +49,14 @@ class SubspaceOutput(NamedTuple):
         """``Tensor.detach`` on every tensor: the stop-gradient of BYOL's and SimSiam's target."""
         return self._map("detach")
 
-    def chunk(self, chunks: int) -> tuple[Self, ...]:
+    def chunk(self, chunks: int, dim: int = 0) -> tuple[Self, ...]:
         """As ``Tensor.chunk`` on the samples: ``out0, out1 = head(torch.cat([view0, view1])).chunk(2)``."""
+        _check_samples(dim)
         return self._with(self.embedding.chunk(chunks))
 
-    def split(self, split_size: int | list[int]) -> tuple[Self, ...]:
+    def split(self, split_size: int | list[int], dim: int = 0) -> tuple[Self, ...]:
         """As ``Tensor.split`` on the samples: ``head(torch.cat([view0, view1])).split(len(view0))``."""
+        _check_samples(dim)
         return self._with(torch.split(self.embedding, split_size))
 
     def _with(self, parts: Sequence[Tensor]) -> tuple[Self, ...]:
@@ -77,6 +79,11 @@ class SubspaceOutput(NamedTuple):
 
 View = Tensor | SubspaceOutput
 """A plain embedding, or a head's output."""
+
+
+def _check_samples(dim: int) -> None:
+    if dim != 0:
+        raise ValueError(f"dim: got {dim}, wanted 0, the samples: masks are of whole embeddings")
 
 
 class Word(str):

@@ -234,6 +234,13 @@ class FactorizedViews:
         augmentations, finalize = take_apart(compose, groups, image, batched)
         return cls(augmentations, finalize=finalize, batched=batched, **options)
 
+    def __repr__(self) -> str:
+        shares = list(zip(self.kind_names, self.weights.tolist(), strict=True))[: self._num_drawn]
+        kinds = [f"{name} {share:.3g}" for name, share in shares[:12]] + ["..."] * (len(shares) > 12)
+        views = f"{self.num_views}+{self.num_local_views} views" if self.num_local_views else f"{self.num_views} views"
+        names = ", ".join(self.augmentations)
+        return f"FactorizedViews({names}; kinds: {', '.join(kinds)}; {views}, batched={self._batched})"
+
     def __getstate__(self) -> dict[str, Any]:
         """The generator as bytes: a pickled one kills a spawned worker (pytorch/pytorch#146828)."""
         return self.__dict__ | {"_generator": self._generator and bytes(self._generator.get_state().tolist())}

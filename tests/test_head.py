@@ -322,7 +322,15 @@ def test_kinds_move_with_the_output():
     out = with_kinds()(torch.randn(4, 16))
     assert out.to(torch.float64).kinds.dtype == torch.bool
     assert torch.equal(out.detach().kinds, KINDS)
-    assert all(torch.equal(part.kinds, KINDS) for part in out.chunk(2))
+    assert all(torch.equal(part.kinds, KINDS) for part in out.chunk(2, dim=0))
+
+
+@pytest.mark.parametrize("part", ["chunk", "split"])
+def test_an_output_is_parted_along_samples_alone(part):
+    out = with_kinds()(torch.randn(4, 16))
+    assert [len(one.embedding) for one in getattr(out, part)(2, dim=0)] == [2, 2]
+    with pytest.raises(ValueError, match=r"^dim: got 1, wanted 0, the samples"):
+        getattr(out, part)(2, dim=1)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")

@@ -1,6 +1,7 @@
 """``python -m mast_ops inspect``: right about heads, and harmless with any other file."""
 
 import argparse
+import collections
 import io
 import json
 import os
@@ -424,6 +425,10 @@ def test_refusals_say_what_it_is(tmp_path):
     with pytest.raises(ValueError, match=r"holds more than tensors and containers \((posix|nt)\.mkdir\)"):
         load_heads(saved({"x": Hostile(tmp_path / "ran")}, tmp_path))
     assert not (tmp_path / "ran").exists()
+    with pytest.raises(
+        ValueError, match=r"\(collections\.deque\); save the model's state_dict\(\) alone, in a file of its"
+    ):
+        load_heads(saved({"model": head().state_dict(), "filter": collections.deque}, tmp_path))
 
 
 def test_it_runs_as_a_module(tmp_path):

@@ -327,3 +327,11 @@ def test_masks_that_grow_are_not_paid_for(loss, granularity, normalize, kind):
 
     for size in (3.0, 100.0):
         assert value(size) >= value(1.0) - 1e-9
+
+
+def test_printed_a_loss_says_its_options_as_they_are():
+    loss = SubspaceNTXentLoss(nn.Parameter(torch.tensor(0.07)), (8, 4))
+    loss.sensitivity_param = 2.0
+    assert "temperature=0.07, " in repr(loss)
+    assert "sensitivity_param=2.0" in repr(loss)
+    assert "MemoryBank(8, 4)" in repr(loss)

@@ -117,6 +117,8 @@ def test_a_size_that_is_none_is_refused(size):
 
 
 def test_no_bank_by_default_as_in_lightly_and_widths_must_agree():
+    with pytest.raises(ValueError, match=r"memory_bank_size: got 64, wanted 0 or \(64, D\)"):
+        SubspaceNTXentLoss(memory_bank_size=64)
     assert SubspaceNTXentLoss().memory_bank is SubspaceNTXentLoss(memory_bank_size=(0, 8)).memory_bank is None
     with pytest.raises(ValueError, match=r"memory_bank_size: got \(4, 3\) on cpu, wanted \(4, 2\)"):
         SubspaceNTXentLoss(0.2, (4, 3))(torch.eye(2), torch.eye(2), masks=torch.ones(1, 2))

@@ -214,6 +214,14 @@ def test_what_a_head_reads():
     assert FactorizedViews(stamps(), pairs="all_but_one").kind_names == ("b+c", "a+c", "a+b")
 
 
+def test_printed_it_says_its_kinds_and_their_shares():
+    wanted = "FactorizedViews(a, b, c; kinds: a 0.167, b 0.167, c 0.167, all 0.5; 2 views, batched=False)"
+    assert repr(FactorizedViews(stamps())) == wanted
+    more = FactorizedViews(stamps(), pairs="all", num_local_views=4, local_augmentations={"a": stamps()["a"]})
+    assert repr(more) == "FactorizedViews(a, b, c; kinds: all 1; 2+4 views, batched=False)"
+    assert len(repr(FactorizedViews({f"n{i}": stamps()["a"] for i in range(10)}, pairs=0.5))) < 400
+
+
 @pytest.mark.parametrize("scale", [1, 1e-300, 1e308])
 def test_weights_are_divided_by_their_sum(scale):
     for weights in ([scale, 0, scale], torch.tensor([1.0, 0, 1.0]), np.array([2, 0, 2])):

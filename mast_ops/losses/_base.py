@@ -202,6 +202,11 @@ class SubspaceLoss(nn.Module, ABC):
         self.remember(pairs)
         return (loss, components) if return_components else loss
 
+    def extra_repr(self) -> str:
+        """The options, as they are now."""
+        names = [name for name in inspect.signature(type(self).__init__).parameters if hasattr(self, name)]
+        return ", ".join(f"{name}={_number(getattr(self, name))}" for name in names)
+
     def remember(self, pairs: Pairs) -> None:
         """What a loss keeps of a call for later ones; :class:`mast_ops.MultiViewLoss` asks for it once."""
 
@@ -250,6 +255,11 @@ def observer_of(out0: View, out1: View) -> MaskParameterization | None:
     """The masks that want to know of training pairs: those of the first view that has masks, in a training step."""
     views = [out for out in (out0, out1) if isinstance(out, SubspaceOutput)]
     return views[0].observer if views and torch.is_grad_enabled() else None
+
+
+def _number(value: object) -> str:
+    """Without the words around a learned temperature."""
+    return f"{value.item():.6g}" if isinstance(value, Tensor) else repr(value)
 
 
 def _weighted(weight: float | Tensor, value: Tensor) -> Tensor:

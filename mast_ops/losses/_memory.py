@@ -40,6 +40,9 @@ class MemoryBank(nn.Module):
             )
         return self.bank.clone()
 
+    def extra_repr(self) -> str:
+        return "{}, {}".format(*self.bank.shape)
+
     @torch.no_grad()
     def add(self, z: Tensor) -> None:
         """In the place of the oldest; of a batch larger than the bank, the last."""
@@ -57,5 +60,6 @@ def check_memory_bank_size(size: object) -> tuple[int, int] | None:
         counted = check_count("memory_bank_size[0]", size[0], 0), check_count("memory_bank_size[1]", size[1])
         return counted if counted[0] else None
     if type(size) is not int or size:
-        raise ValueError(f"memory_bank_size: got {shown(size)}, wanted 0, or a number of embeddings and their width D")
+        some = size if type(size) is int and size > 0 else "M"
+        raise ValueError(f"memory_bank_size: got {shown(size)}, wanted 0 or ({some}, D), D the width of the embeddings")
     return None
