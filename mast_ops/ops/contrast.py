@@ -53,8 +53,9 @@ def _num_scores(problem: Contrast) -> int:
 
 
 def _outputs(problem: Contrast) -> Both:
-    each = () if problem.row is not None else (len(problem.masks),)
-    sizes = len(problem.z0), len(problem.candidates) if problem.both_ways else 0
+    # len() would fix the sizes while torch.compile traces.
+    each = () if problem.row is not None else (problem.masks.shape[0],)
+    sizes = problem.z0.shape[0], problem.candidates.shape[0] if problem.both_ways else 0
     rows, other = (problem.z0.new_empty((size, *each), dtype=wide(problem.z0.dtype)) for size in sizes)
     return rows, other
 

@@ -32,7 +32,7 @@ def _define(name: str, reduce: Reduce | None) -> Operator:
         name,
         "Tensor x, Tensor? y, Tensor squared, str backend",
         lambda x, y, squared, backend: moments_kernels(backend).off_diagonal(x, y, squared, reduce),
-        lambda x, y, squared, backend: squared.new_empty(len(squared)),
+        lambda x, y, squared, backend: squared.new_empty(squared.shape[0]),
         lambda grad, x, y, squared, backend: moments_kernels(backend).off_diagonal_backward(
             grad, x, y, squared, reduce
         ),

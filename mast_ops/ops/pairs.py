@@ -40,7 +40,8 @@ def products(z0: Tensor, z1: Tensor, table: Table, backend: Backend = "auto") ->
 
 
 def _pooled(z: Tensor, table: Table) -> Tensor:
-    return table.squared.new_empty((len(z), len(table.squared)) if table.row is None else (len(z),))
+    n, num_rows = z.shape[0], table.squared.shape[0]  # len() would fix them while torch.compile traces
+    return table.squared.new_empty((n, num_rows) if table.row is None else (n,))
 
 
 def _fake_gap_sums(*flat: Any) -> Tensor:

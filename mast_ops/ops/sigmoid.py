@@ -53,7 +53,8 @@ def _nested(flat: tuple[Any, ...]) -> tuple[Contrast, Tensor]:
 
 def _losses(*flat: Any) -> tuple[Tensor, Tensor]:
     z0, masks, row = flat[0], flat[2], flat[7]
-    shape = (len(z0), len(masks)) if row is None else (len(z0),)
+    n = z0.shape[0]  # len() would fix it while torch.compile traces
+    shape = (n, masks.shape[0]) if row is None else (n,)
     losses, slopes = (z0.new_empty(shape, dtype=wide(z0.dtype)) for _ in range(2))
     return losses, slopes
 
