@@ -6,7 +6,7 @@ import os
 
 import pytest
 import torch
-from cases import LAYOUTS, NAMES, Case, laid, learned, make_case, make_cases, scalar_weighted, tensors
+from cases import LAYOUTS, NAMES, Case, laid, learned, make_case, scalar_weighted, tensors
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils import _pytree as pytree
