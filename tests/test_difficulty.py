@@ -126,12 +126,16 @@ def test_the_term_is_a_cross_entropy_that_trains_the_prediction_alone(loss, gran
 
 @pytest.mark.parametrize("granularity", ["sample", "subspace"])
 @pytest.mark.parametrize("loss", LOSSES)
-def test_with_a_reference_the_harder_view_is_learned(loss, granularity):
-    make, _ = LOSSES[loss]
+def test_with_a_reference_the_harder_view_is_learned_and_pairs_count_alike(loss, granularity):
+    make, name = LOSSES[loss]
     out0, out1, kind = outputs(granularity)
     reference = (0.2 * torch.randn(N, D, dtype=torch.float64) + out0.embedding.detach()).requires_grad_()
     torch.manual_seed(0)
     total, parts = make(difficulty_param=3.0)(out0, out1, kind=kind, reference=reference, return_components=True)
+    torch.manual_seed(0)
+    points = (out0.embedding, out1.embedding)
+    _, alike = make()(*points, masks=out0.masks, kinds=KINDS, kind=kind, return_components=True)
+    torch.testing.assert_close(parts[name], alike[name])
     wanted = harder_view(out0, out1, reference)
     torch.testing.assert_close(parts["difficulty"], wanted.detach())
     doubt = [out0.log_variance, out1.log_variance]

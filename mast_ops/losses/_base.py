@@ -68,7 +68,8 @@ class SubspaceLoss(nn.Module, ABC):
     With a ``reference`` it learns instead which of two views is the harder one: whose contrastive loss against the
     reference is larger, where all masks are open. So what is hard in an image itself drops out, and what an
     augmentation has taken from it stays: doubt then rises with strength, as it does not otherwise
-    (``benchmarks/evidence``). Both views need a variance; for BYOL and SimSiam give the target that of its view's
+    (``benchmarks/evidence``). Pairs then count alike: weighed by such a doubt, those of weak augmentations would count
+    most, and features were worse. Both views need a variance; for BYOL and SimSiam give the target that of its view's
     prediction, ``prediction1._replace(embedding=target1)``. Nothing is trained through the reference, so make it
     without gradients, and with batch normalisation as it is in use, or its statistics would take references in::
 
@@ -223,6 +224,8 @@ class SubspaceLoss(nn.Module, ABC):
             raise ValueError(
                 "granularity: got 'dimension' with difficulty_param, wanted 'sample' or 'subspace': it is of pairs"
             )
+        if judged is not None:  # weighed by this doubt, pairs of weak augmentations would count most
+            pairs = pairs._replace(uncertainty=None)
         terms = self.terms(pairs, run)
         if predicts:
             term = prediction_of_difficulty(pairs, run) if judged is None else prediction_of_harder_view(*judged, run)
