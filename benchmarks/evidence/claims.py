@@ -33,11 +33,8 @@ def result(document: dict[str, Any]) -> str:
         "**VICReg with mast-ops**": "vicreg/mast",
     }
     kinds = [kind for kind in ("linear", "layers") if kind in next(iter(methods["vicreg/mast"].values()))]
-    table = [
-        " | ".join([f"| mean of six tasks, {len(document['seeds'])} seeds, %", *(_COLUMNS[kind] for kind in kinds)])
-        + " |",
-        "|---|" + "---:|" * len(kinds),
-    ]
+    head = f"| mean of six tasks, %, ± half its 95 % interval, {len(document['seeds'])} seeds"
+    table = [" | ".join([head, *(_COLUMNS[kind] for kind in kinds)]) + " |", "|---|" + "---:|" * len(kinds)]
     table += [
         " | ".join([f"| {title}", *(_figure(scores(methods[name], kind)["mean"]) for kind in kinds)]) + " |"
         for title, name in rows.items()
@@ -56,8 +53,8 @@ def result(document: dict[str, Any]) -> str:
         lead = _figure(_difference(methods, "vicreg/mast", "vicreg/composed", "layers"))
         limits.insert(
             1,
-            "A plain model keeps much of what its last features lack in its earlier layers: "
-            f"where the probe reads these too, mast-ops leads by {lead} points.",
+            "What the last features of a plain model lack, its earlier layers keep in part: "
+            f"where the probe reads these too, mast-ops leads VICReg by {lead} points.",
         )
     return "\n".join(table) + "\n\n" + " ".join(limits)
 
