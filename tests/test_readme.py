@@ -174,7 +174,7 @@ def test_readme_snippet_trains():
 def test_every_row_is_run():
     """A row that is added here is run below."""
     tests = Path(__file__).read_text()
-    assert len(ROWS) == 16
+    assert len(ROWS) == 17
     for name, lines in ROWS.items():
         assert lines, name
         assert any(name.startswith(start) for start in re.findall(r'(?:row|split)\("([^"]+)"\)', tests)), name
@@ -190,6 +190,23 @@ def test_byol_script():
     scope = execute(row("a BYOL"))
     assert_trains(scope, scope["predictor"], scope["online"])
     assert all(p.grad is None for p in scope["target"].parameters())
+
+
+def test_moco_script():
+    """The queue holds 128 numbers a key."""
+
+    class Wider(Makers):
+        @staticmethod
+        def projector(scope):
+            return nn.Linear(DIM, 128)
+
+        @staticmethod
+        def target(scope):
+            return nn.Sequential(Makers.backbone(scope), nn.Linear(DIM, 128))
+
+    scope = execute(row("a MoCo"), makers=Wider)
+    assert scope["criterion"].memory_bank.position == N
+    assert_trains(scope, scope["projector"], scope["backbone"])
 
 
 def samples(scope):
