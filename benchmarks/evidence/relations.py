@@ -199,20 +199,23 @@ def accuracy(results: dict[str, Runs]) -> str:
     return "\n".join(lines)
 
 
+LEADS = [*(("allocated", other) for other in ("fixed", "learned", "shared", "none")), ("shared", "fixed")]
+
+
 def leads(results: dict[str, Runs]) -> str:
-    """Of allocated masks, seed by seed."""
-    lines = ["| allocated masks' lead over | D | class | mean of six tasks |", "|---|---:|---:|---:|"]
+    """Seed by seed."""
+    lines = ["| lead of | over | D | class | mean of six tasks |", "|---|---|---:|---:|---:|"]
     for dim, methods in results.items():
-        for method in ("fixed", "learned", "shared", "none"):
-            if "allocated" not in methods or method not in methods:
+        for one, other in LEADS:
+            if one not in methods or other not in methods:
                 continue
-            ours, theirs = methods["allocated"], methods[method]
+            ours, theirs = methods[one], methods[other]
             seeds = [seed for seed in ours if seed in theirs]
             of_class, mean = (
                 [value(ours[seed]) - value(theirs[seed]) for seed in seeds]
-                for value in (lambda one: one["linear"]["class"], lambda one: float(np.mean([*one["linear"].values()])))
+                for value in (lambda run: run["linear"]["class"], lambda run: float(np.mean([*run["linear"].values()])))
             )
-            lines.append(f"| {METHODS[method]} | {dim} | {cell(of_class)} | {cell(mean)} |")
+            lines.append(f"| {METHODS[one]} | {METHODS[other]} | {dim} | {cell(of_class)} | {cell(mean)} |")
     return "\n".join(lines)
 
 
