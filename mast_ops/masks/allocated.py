@@ -15,7 +15,7 @@ class AllocatedMasks(MaskParameterization):
     """Each row closes the dimensions that its augmentation explains best: entries are exactly 0 or 1, with no gradient.
 
     What they are for: they show which augmentations are alike. Their features are no better: in ``benchmarks/evidence``
-    fixed masks are ahead in the mean of tasks at every D, and behind in the class only where they close every dimension.
+    fixed masks are ahead in the mean of tasks at every D, and behind in the class only where they close all dimensions.
 
     Nothing has to be wired. A head gives its masks on to the loss, and every loss of this library that is called with
     ``kind`` tells them, in training and with gradients on, what share of each dimension's variance each augmentation
