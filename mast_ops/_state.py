@@ -19,8 +19,7 @@ def encode_state(state: Mapping[str, Any]) -> Tensor:
 
     Args:
         state: ``subspaces``, a list of names; ``masks``, their kind and settings; ``kinds``, a table of booleans as
-            lists, or None for pairs that differ in one augmentation at a time; ``uncertainty``, its granularity, or
-            None.
+            lists, or None where the head was told names alone; ``uncertainty``, its granularity, or None.
     """
     text = json.dumps(state, allow_nan=False, separators=(",", ":")).encode()
     padded = text.ljust(-(-len(text) // _PIECE) * _PIECE)

@@ -8,6 +8,7 @@ Results carry no gradient, are on the input's device, and are float32, or float6
 infinity gives NaN where a result can hold it, and a ValueError where not (bool, a bin): a GPU synchronises.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -198,6 +199,18 @@ def closing_sets(masks: Tensor, *, threshold: float = 0.5) -> ClosingSets:
     order = (-sets.sum(dim=1) * (masks.shape[1] + 1) - dimensions).argsort(stable=True)
     sets, dimensions = ~sets[order], dimensions[order]
     return ClosingSets(sets.to(masks.device), dimensions.to(masks.device))
+
+
+def _folded(sets: Sequence[tuple[str, int]], most: int) -> list[tuple[str, int]]:
+    """The first of these names and their dimensions, at most so many; the last of them is then of all others.
+
+    >>> _folded([("crop", 5), ("color", 2), ("blur", 1)], most=2)
+    [('crop', 5), ('2 other sets', 3)]
+    """
+    if len(sets) <= most:
+        return list(sets)
+    others = sets[most - 1 :]
+    return [*sets[: most - 1], (f"{len(others)} other sets", sum(dimensions for _, dimensions in others))]
 
 
 def uncertainty_by_group(log_variance: Tensor, group: Tensor, num_groups: int) -> GroupUncertainty:

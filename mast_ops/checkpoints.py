@@ -43,8 +43,8 @@ class StoredHead(NamedTuple):
     """(K, D); the bare weights where ``parameterization`` is none of this library."""
     parameterization: str
     settings: dict[str, Any]
-    kinds: Tensor
-    """(S, K) bool: which augmentations differ in pairs of each kind."""
+    kinds: Tensor | None
+    """(S, K) bool: which augmentations differ in pairs of each kind; None for a head that was told names alone."""
     granularity: Granularity | None
     log_variance: Tensor | None
     """What the last layer's bias alone predicts: (1,) per sample, (K,) per subspace or (D,) per dimension."""
@@ -157,7 +157,7 @@ def _head(name: str, state: Mapping[Any, Any], prefix: str) -> StoredHead:
         masks=values,
         parameterization=settings["kind"],
         settings={key: value for key, value in settings.items() if key != "kind"},
-        kinds=torch.eye(len(names), dtype=torch.bool) if table is None else torch.tensor(table),
+        kinds=None if table is None else torch.tensor(table),
         granularity=granularity,
         log_variance=log_variance,
         is_known=masks is not None,

@@ -3,7 +3,7 @@
 import copy
 import numbers
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Literal, Self
+from typing import Any, Literal, NoReturn, Self
 
 import torch
 from torch import Tensor, nn
@@ -137,6 +137,12 @@ class MaskedSubspaceHead(nn.Module):
             granularity, observer = None if granularity is None else Word(granularity), None
         log_variance, told = None if self.uncertainty is None else self.uncertainty(h), self._knows_kinds
         return SubspaceOutput(embedding, self.masks(), log_variance, self._table, granularity, observer, told)
+
+    def _replicate_for_data_parallel(self) -> NoReturn:
+        raise RuntimeError(
+            "DataParallel: got a MaskedSubspaceHead on several devices, whose masks it would put together as if they "
+            "were samples; wanted DistributedDataParallel, or DataParallel of the backbone alone"
+        )
 
     @property
     def kinds(self) -> Tensor:
@@ -299,7 +305,7 @@ class MaskedSubspaceHead(nn.Module):
         return {
             "subspaces": self.subspaces,
             "masks": describe_masks(self.masks),
-            "kinds": self._rows,
+            "kinds": self.kinds.tolist() if self._knows_kinds else None,
             "uncertainty": self.granularity,
         }
 

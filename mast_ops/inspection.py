@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from mast_ops._precision import exact
-from mast_ops.analysis import closedness, closing_sets, mask_overlap
+from mast_ops.analysis import _folded, closedness, closing_sets, mask_overlap
 from mast_ops.checkpoints import StoredHead
 from mast_ops.kinds import names_of_kinds
 
@@ -30,7 +30,7 @@ def describe(head: StoredHead, *, threshold: float = 0.5) -> dict[str, Any]:
         "subspaces": list(head.subspaces),
         "dim": head.masks.shape[1],
         "masks": {"kind": head.parameterization, **head.settings},
-        "kinds": list(names_of_kinds(head.kinds, head.subspaces)),
+        "kinds": None if head.kinds is None else list(names_of_kinds(head.kinds, head.subspaces)),
         "threshold": threshold,
         "mean": exact(head.masks).abs().mean(1).tolist(),
         "closed": found.closed.tolist(),
@@ -64,20 +64,22 @@ def text(description: dict[str, Any]) -> str:
         for name, values in zip(names, description["overlap"], strict=True)
     ]
     sets = [("+".join(map(printable, one["masks"])) or "none", one["dimensions"]) for one in description["closed_by"]]
-    if len(sets) > _MOST_SETS:
-        rest = sets[_MOST_SETS - 1 :]
-        sets[_MOST_SETS - 1 :] = [(f"{len(rest)} other sets", sum(count for _, count in rest))]
     masks = description["masks"]
     manner = ", ".join(f"{key} {value}" for key, value in masks.items() if key != "kind")
     masks_are = printable(f"{masks['kind']} masks{f' ({manner})' if manner else ''}")
-    kinds = [[printable(kind), str(number)] for number, kind in enumerate(description["kinds"])]
+    kinds = "Kinds of pairs are not known: the head was told names alone, and a loss takes no kind with it."
+    if description["kinds"] is not None:
+        numbered = [[printable(kind), str(number)] for number, kind in enumerate(description["kinds"])]
+        kinds = _table([("pairs differ in", "kind"), *numbered])
     parts = [
         f"K={len(names)} subspaces of D={dim} dimensions, {masks_are}",
         _table([columns, *rows]),
         f"Closed: below {description['threshold']} of the row's largest value.",
-        _table([("closed by exactly", "dimensions"), *((name, str(count)) for name, count in sets)]),
+        _table(
+            [("closed by exactly", "dimensions"), *((name, str(count)) for name, count in _folded(sets, _MOST_SETS))]
+        ),
         "Overlap of what masks close (cosine):\n" + _table([("", *names), *overlap]),
-        _table([("pairs differ in", "kind"), *kinds]),
+        kinds,
     ]
     if granularity is None:
         parts.append("No uncertainty is predicted.")

@@ -1,7 +1,7 @@
 """What a head gives and a loss takes."""
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple, Self
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, NoReturn, Self
 
 import torch
 from torch import Tensor
@@ -10,12 +10,14 @@ from torch.utils import _pytree
 from mast_ops.masks import MaskParameterization
 from mast_ops.pairs import Granularity
 
+_NO_TENSOR = "got a SubspaceOutput, wanted a tensor: pass its .embedding; a loss takes the output as it is"
+
 
 class SubspaceOutput(NamedTuple):
     """An embedding, the masks of its subspaces, and what else a loss wants to know of a head.
 
     A named tuple, so that DDP, ``torch.compile`` and ``torch.export`` see its tensors. A slice takes fields, as of any
-    tuple; :meth:`chunk` and :meth:`split` take samples.
+    tuple; :meth:`chunk` and :meth:`split` take samples. What takes a tensor takes ``out.embedding``.
 
     Example:
         >>> import torch
@@ -59,6 +61,11 @@ class SubspaceOutput(NamedTuple):
         _check_samples(dim)
         return self._with(torch.split(self.embedding, split_size))
 
+    @classmethod
+    def __torch_function__(cls, func: Callable[..., Any], *_: Any) -> NoReturn:
+        """Says what to pass, where a function of torch is given this in the place of a tensor."""
+        raise TypeError(f"{func.__name__}: {_NO_TENSOR}")
+
     def _with(self, parts: Sequence[Tensor]) -> tuple[Self, ...]:
         """Of consecutive parts of the embedding."""
         rows = [len(part) for part in parts]
@@ -76,6 +83,14 @@ class SubspaceOutput(NamedTuple):
         log_variance = None if self.log_variance is None else apply(self.log_variance)
         return self._replace(embedding=apply(self.embedding), masks=apply(self.masks), log_variance=log_variance)
 
+
+def _refuse_attribute(out: SubspaceOutput, name: str) -> NoReturn:
+    """Says likewise what to pass, where it is asked for what a tensor has."""
+    why = _NO_TENSOR if hasattr(Tensor, name) else "a SubspaceOutput has none"
+    raise AttributeError(f"{name}: {why}", name=name, obj=out)
+
+
+SubspaceOutput.__getattr__ = _refuse_attribute  # type: ignore[attr-defined]  # in the class it would type every name
 
 View = Tensor | SubspaceOutput
 """A plain embedding, or a head's output."""

@@ -23,6 +23,7 @@ from mast_ops._checks import check_count, check_fraction, check_is, check_masks,
 from mast_ops.analysis import (
     _check_finite,
     _check_vector,
+    _folded,
     closedness,
     closing_sets,
     mask_overlap,
@@ -227,10 +228,7 @@ def plot_sets(
         else:
             bars.append(("all" if len(closers) == len(names) > 1 else "+".join(closers), count))
     bars.sort(key=lambda bar: -bar[1])
-    if len(bars) > most:
-        rest = bars[most - 1 :]
-        bars[most - 1 :] = [(f"{len(rest)} other sets", sum(count for _, count in rest))]
-    bars = bars or [("none", 0)]
+    bars = _folded(bars, most) or [("none", 0)]
     ax = _axes(ax, 7.5, 1.2 + 0.3 * len(bars))
     drawn = ax.barh(range(len(bars)), [count for _, count in bars], height=0.7, color=_COLOURS[0])
     ax.bar_label(drawn, padding=3, fontsize="small")

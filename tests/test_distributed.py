@@ -16,7 +16,9 @@ from benchmarks.case import Inputs
 from benchmarks.distributed import measure, model
 from benchmarks.distributed.ranks import Ranks
 from mast_ops import (
+    FactorizedViews,
     MaskedSubspaceHead,
+    MultiViewLoss,
     SubspaceBarlowTwinsLoss,
     SubspaceCosineLoss,
     SubspaceNTXentLoss,
@@ -152,6 +154,35 @@ def test_losses_under_compile(group, name, granularity):
     whole = loss_of(name, granularity, "of kinds", None, 2, backend="eager")
     results = group(2)(run_loss, 2, name, granularity, "of kinds", "aot_eager", "auto")
     assert_equal_to_one_process(results, whole, 2)
+
+
+def multi_view_loss_of(where: slice, size: int):
+    """Three views, the last of them local, and what differs in pairs with it is another kind."""
+    z, masks, log_variance, row, _ = batch(size, K)
+    views = FactorizedViews(
+        dict.fromkeys("abc", torch.nn.Identity()),
+        pairs=KINDS,
+        batched=True,
+        num_local_views=1,
+        local_augmentations={"a": torch.nn.Identity()},
+    )
+    loss = MultiViewLoss(SubspaceVICRegLoss(gather_distributed=where != slice(None)), views)
+
+    def call(z, masks, log_variance):
+        views_of = zip([*z, z[0] * z[1]], [*log_variance, log_variance.sum(0)], strict=True)
+        return loss([SubspaceOutput(a, masks, v, views.kinds, "subspace") for a, v in views_of], kind=row[where])
+
+    return value_and_gradients(call, (z[:, where], masks, log_variance[:, where]))
+
+
+def run_multi_view_loss(rank: int, size: int):
+    return multi_view_loss_of(part(rank, size), size)
+
+
+def test_the_mean_over_pairs_of_views_is_that_of_the_whole_batch(group):
+    whole = multi_view_loss_of(slice(None), 2)
+    assert all(grad.abs().sum() > 0 for grad in whole[1])
+    assert_equal_to_one_process(group(2)(run_multi_view_loss, 2), whole, 2)
 
 
 def run_loss_and_listen(rank: int, *args):

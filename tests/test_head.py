@@ -325,6 +325,43 @@ def test_kinds_move_with_the_output():
     assert all(torch.equal(part.kinds, KINDS) for part in out.chunk(2, dim=0))
 
 
+IN_PLACE_OF_A_TENSOR = {
+    "normalize": lambda out: nn.functional.normalize(out, dim=1),
+    "mse_loss": lambda out: nn.functional.mse_loss(out, out),
+    "cat": lambda out: torch.cat([out, out]),
+    "mean": lambda out: torch.mean(out, 0),
+    "linear": nn.Linear(32, 2),
+    "std": lambda out: out.std(0),
+    "shape": lambda out: out.shape,
+    "T": lambda out: out @ out.T,
+    "float": lambda out: out.float(),
+}
+
+
+@pytest.mark.parametrize("name", IN_PLACE_OF_A_TENSOR)
+def test_an_output_in_place_of_a_tensor_says_what_to_pass(name):
+    out = MaskedSubspaceHead(mlp(), 3)(torch.randn(4, 16))
+    for autocast in (False, True):
+        with (
+            torch.autocast("cpu", enabled=autocast),
+            pytest.raises((TypeError, AttributeError), match=rf"^{name}: got a SubspaceOutput.*pass its \.embedding"),
+        ):
+            IN_PLACE_OF_A_TENSOR[name](out)
+
+
+def test_an_output_has_what_a_named_tuple_has():
+    out = MaskedSubspaceHead(mlp(), 3)(torch.randn(4, 16))
+    assert not hasattr(out, "shape")
+    with pytest.raises(AttributeError, match=r"^embeding: a SubspaceOutput has none$"):
+        out.embeding  # noqa: B018
+
+
+def test_data_parallel_is_refused():
+    """It would put the masks of several devices together as it does samples."""
+    with pytest.raises(RuntimeError, match=r"^DataParallel: got a MaskedSubspaceHead on several devices"):
+        nn.Sequential(MaskedSubspaceHead(mlp(), 3))[0]._replicate_for_data_parallel()
+
+
 @pytest.mark.parametrize("part", ["chunk", "split"])
 def test_an_output_is_parted_along_samples_alone(part):
     out = with_kinds()(torch.randn(4, 16))
@@ -388,6 +425,8 @@ def test_a_checkpoint_says_its_kinds_and_loads_into_a_head_of_others():
     head, plain = with_kinds(), MaskedSubspaceHead(mlp(), NAMES).eval()
     assert decode_state(head.state_dict()["_extra_state"])["kinds"] == KINDS.tolist()
     assert decode_state(plain.state_dict()["_extra_state"])["kinds"] is None
+    one_at_a_time = MaskedSubspaceHead(mlp(), NAMES, kinds=torch.eye(3) > 0)
+    assert decode_state(one_at_a_time.state_dict()["_extra_state"])["kinds"] == torch.eye(3).bool().tolist()
     assert head.state_dict().keys() == plain.state_dict().keys()
     for one, other in ((head, plain), (plain, head), (head, MaskedSubspaceHead(mlp(), NAMES, kinds=KINDS[1:]).eval())):
         kinds = other.kinds

@@ -120,8 +120,16 @@ def test_kinds_of_pairs_are_read_and_named(tmp_path, capsys):
     assert json.loads((tmp_path / "a.json").read_text())["kinds"] == ["crop", "crop+blur", "all"]
 
 
-def test_pairs_differ_in_one_at_a_time_where_the_head_says_nothing_else(tmp_path):
-    assert torch.equal(load_heads(saved(head().state_dict(), tmp_path))[""].kinds, torch.eye(3, dtype=torch.bool))
+def test_kinds_that_a_head_was_not_told_are_said_to_be_unknown(tmp_path, capsys):
+    """As a loss says, which refuses ``kind`` with it. One at a time is something that a head is told."""
+    path = saved(head().state_dict(), tmp_path)
+    assert load_heads(path)[""].kinds is None
+    code, out, _ = inspect(path, capsys, "--json", str(tmp_path / "a.json"))
+    assert code == 0
+    assert "Kinds of pairs are not known" in out
+    assert json.loads((tmp_path / "a.json").read_text())["kinds"] is None
+    told = torch.eye(3, dtype=torch.bool)
+    assert torch.equal(load_heads(saved(head(kinds=told).state_dict(), tmp_path))[""].kinds, told)
 
 
 @pytest.mark.parametrize("granularity", ["sample", "subspace", "dimension"])

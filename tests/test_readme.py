@@ -171,6 +171,25 @@ def test_readme_snippet_trains():
     assert_trains(scope, scope["head"], scope["backbone"])
 
 
+SCRIPTS = ("a SimCLR", "a BYOL", "a VICReg", "lightly", "Lightning", "solo-learn", "stable-pretraining")  # whole ones
+NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+
+
+def test_no_script_changes_in_more_lines_than_readme_says():
+    """New lines of the scripts in examples/; of a row its lines, the import, and the views where it has none."""
+    gained = [
+        sum(line.startswith("+") for line in readme.diff(path.name.removesuffix("_plain.py")).splitlines())
+        for path in (ROOT / "examples").glob("*_plain.py")
+    ]
+    assert len(gained) == 7
+    told = [len(row(start)) + 1 + (not any("FactorizedViews(" in line for line in row(start))) for start in SCRIPTS]
+    front, page = ((ROOT / name).read_text() for name in ("README.md", "examples/README.md"))
+    fewest, most = re.search(r"(\w+) to (\w+)\s+lines\s+of\s+your\s+script", front).groups()
+    assert f"## {fewest} lines, or {most}" in page
+    assert min(gained + told) == NUMBERS.index(fewest.lower())
+    assert max(gained + told) <= NUMBERS.index(most)
+
+
 def test_every_row_is_run():
     """A row that is added here is run below."""
     tests = Path(__file__).read_text()

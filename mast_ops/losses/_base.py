@@ -106,6 +106,8 @@ class SubspaceLoss(nn.Module, ABC):
     _difficulty_param: Tensor
     _difficulty_param_is_zero: bool
     _choices: ClassVar[tuple[str, ...]]
+    takes_sample: ClassVar[bool] = False
+    """Whether a call takes ``sample``, what each pair shows."""
 
     def __init__(
         self,

@@ -7,7 +7,6 @@ from torch import Tensor, nn
 
 from mast_ops._checks import check_flag, check_is
 from mast_ops.losses._base import Observer, SubspaceLoss, observer_of, pairs_of
-from mast_ops.losses.sigmoid import SubspaceSigmoidLoss
 from mast_ops.output import View
 from mast_ops.views import FactorizedViews
 
@@ -85,7 +84,7 @@ class MultiViewLoss(nn.Module):
         return_components: bool = False,
     ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
         check_flag("return_components", return_components)
-        if sample is not None and not isinstance(self.criterion, SubspaceSigmoidLoss):
+        if sample is not None and not self.criterion.takes_sample:
             raise TypeError(f"sample: got some for {type(self.criterion).__name__}, which has no use for it")
         num_global = self._check(outs, targets)
         losses, components, first, told = [], [], None, _Told()

@@ -45,6 +45,8 @@ class SubspaceSigmoidLoss(SubspaceLoss):
         tensor(0.0269)
     """
 
+    takes_sample = True
+
     def __init__(
         self,
         scale: float = 10.0,
