@@ -104,7 +104,7 @@ def _contrast(dtype: torch.dtype, d: int, rows: int, n: int = _N) -> None:
     from mast_ops.kernels.triton import contrast
 
     z, ids, one = torch.ones(n, d, dtype=dtype), torch.arange(n), torch.tensor(1.0)
-    masks, grad = torch.ones(1, d), torch.ones(n, 1)  # one launch a mask, all of one kernel
+    masks, grad = torch.ones(1, d), torch.ones(n, 1)  # one kernel for any number of masks
     problems = [
         (Contrast(z, z, masks, one, ids, ids), grad),
         (Contrast(z, z, masks, one, ids, ids, None, True), grad),

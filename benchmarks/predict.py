@@ -99,6 +99,8 @@ def clocks(count: sass.Count, warps: float) -> dict[str, float]:
 
 
 def _kernel(name: str, kernel: Any, counts: Counts, grid: tuple[int, ...], arguments: dict[str, Any]) -> Piece:
+    if arguments.get("WHOLE") and arguments.get("BLOCK_D", 0) < arguments["width"] and name != "pack":
+        return Piece(name, 0.0, 0.0, "gap", True)  # its programs end at once: it is for masks that keep less
     warps, turns = kernel.metadata.num_warps, trips(name, arguments, kernel.asm["ttir"])
     total = clocks(counts[1], warps)
     deepest = max((depth for depth, _ in counts[0]), default=-1)
@@ -126,9 +128,10 @@ def trips(name: str, arguments: dict[str, Any], ttir: str = "") -> list[int]:
     """Turns of a kernel's loops from the outermost inwards, where masks keep all dimensions."""
     at = arguments.get
     if name in ("logsumexp", "gradient", "_sums"):
-        loops = [(at("span"), at("BLOCK_N")), *([] if at("WHOLE") else [(at("width"), at("BLOCK_D"))])]
-    elif name == "unpack":
-        loops = [(at("width"), at("BLOCK_D")), (at("splits"), 1)]
+        tiles = [(at("tiles"), 1)] if name == "logsumexp" else []
+        loops = [*tiles, (at("span"), at("BLOCK_N")), *([] if at("WHOLE") else [(at("width"), at("BLOCK_D"))])]
+    elif name in ("align", "unpack"):
+        loops = [(at("width"), at("BLOCK_D")) if name == "align" else (at("masks"), 1), (at("splits"), 1)]
     else:  # one loop, or one after the other: a span of what is given, or all D dimensions, in steps of a constant
         steps = re.findall(r"scf\.for .* step %c(\d+)_i32", ttir)
         loops = [(at("span", at("D")), int(steps[0]))] if steps else []
@@ -182,7 +185,7 @@ TARGETS: dict[str, Callable[[], list[Piece]]] = {
 def summary(pieces: list[Piece]) -> list[dict[str, Any]]:
     """Milliseconds by name of kernel, PyTorch's launches together, and of all with the gaps between launches."""
     rows: dict[str, dict[str, Any]] = {}
-    for name, overlapped, in_turn, limit, ours in pieces:
+    for name, overlapped, in_turn, limit, ours in sorted(pieces, key=lambda piece: piece.limit == "gap"):
         key = name if ours else "PyTorch's"
         row = rows.setdefault(key, {"kernel": key, "launches": 0, "overlapped": 0.0, "in turn": 0.0, "limit": limit})
         row["launches"] += 1

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 
 from mast_ops.kernels.contract import Contrast
-from mast_ops.kernels.triton.contrast import Plan
+from mast_ops.kernels.triton._plan import Plan
 
 CHUNK = 32 * 2**20  # bytes of scores
 _ROWS, _COLUMNS = 64, 128
@@ -43,14 +43,14 @@ def both(problem: Contrast) -> None:
     plan = Plan(problem)
     n, d, scale = len(plan.anchors.order), plan.d, problem.inverse_temperature
     h = min(n, CHUNK // (2 * n))
-    new = plan.anchors.packed.new_empty
+    new = plan.anchors.z.new_empty
     scores, grad_a, grad_b = new(h, n), new(n, d), new(n, d)
     row, column = plan.empty(n), plan.empty(n)
     row_part, column_part = plan.empty(triton.cdiv(n, _COLUMNS), h), plan.empty(triton.cdiv(h, _ROWS), n)
     grid = triton.cdiv(h, _ROWS), triton.cdiv(n, _COLUMNS)
     for r in range(plan.r):
-        plan.pack(r)
-        a, b = plan.anchors.packed[:n, :d], plan.candidates.packed[:n, :d]
+        plan.pack(slice(r, r + 1))
+        a, b = plan.anchors.packed[0, :n, :d], plan.candidates.packed[0, :n, :d]
         for start in range(0, n, h):
             torch.mm(a[start : start + h], b.T, out=scores)
             sums[grid](scores, scale, row_part, column_part, h, n, _ROWS, _COLUMNS, num_warps=4)

@@ -17,6 +17,11 @@ def wide(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype in _HALF else dtype
 
 
+def kept(dtype: torch.dtype) -> torch.dtype:
+    """Of a gradient that waits for the backward pass: bfloat16 holds whatever is small, float16 would lose it."""
+    return dtype if dtype == torch.bfloat16 else wide(dtype)
+
+
 def widen(*tensors: Tensor) -> tuple[Tensor, ...]:
     """Half precision becomes float32; float32 and float64 stay as they are."""
     return tuple(t.to(wide(t.dtype)) for t in tensors)

@@ -17,10 +17,10 @@ PROGRAM = """
 import torch
 from benchmarks import predict
 from mast_ops.kernels.contract import Contrast
-from mast_ops.kernels.triton.contrast import Plan
+from mast_ops.kernels.triton._plan import Plan
 z, ids = torch.ones(16, 16), torch.arange(16)
 plan = Plan(Contrast(z, None, torch.ones(1, 16), torch.tensor(1.0), ids, None))
-(piece,) = predict.launched(lambda: plan.pack(0))
+(piece,) = predict.launched(lambda: plan.pack(slice(0, 1)))
 assert piece.name == "pack" and piece.overlapped > 0
 """
 

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from mast_ops.kernels.eager import contrast as eager_contrast
 from mast_ops.kernels.eager import pairs as eager_pairs
-from mast_ops.ops import Contrast, Gap, Table
+from mast_ops.ops import Contrast, Gap, Table, contrast_mean
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy's, of infinities under the interpreter
 
@@ -26,13 +26,13 @@ triton = pytest.importorskip("triton")
 if not CUDA and isinstance(triton.language.sum, triton.runtime.JITFunction):
     raise RuntimeError("triton was imported before TRITON_INTERPRET=1 was set, see tests/conftest.py")
 
-from mast_ops.kernels.triton import _parts, contrast, pairs  # noqa: E402
+from mast_ops.kernels.triton import _launch, _parts, contrast, contrast_kernels, pairs  # noqa: E402
 
 DEVICE = torch.device("cuda" if CUDA else "cpu")
 # The interpreter has no bfloat16 arithmetic. Sizes: no multiples of a tile, single elements, and large on a GPU.
 DTYPES = [torch.float32, torch.float16, *([torch.bfloat16] if CUDA else [])]
 PAIRS = [(1, 1, 1), (5, 7, 17), (37, 40, 3), *([(1000, 1000, 15), (300, 8192, 15), (100, 300, 100)] if CUDA else [])]
-CONTRAST = [(1, 1, 1, 1), (37, 20, 7, 2), (21, 37, 50, 3)]
+CONTRAST = [(1, 1, 1, 1), (37, 20, 32, 2), (21, 37, 50, 3)]
 if CUDA:
     CONTRAST += [(1000, 700, 256, 3), (1000, 1000, 1000, 2), (130, 200, 8192, 2)]
 # Of the largest value. Half precision: tf32 rounds factors in pairs, all-pairs rounds normalised rows and weights.
@@ -223,7 +223,8 @@ def test_contrast_at_low_temperature(dtype: torch.dtype, form: str) -> None:
 
 
 @pytest.mark.parametrize("form", ["cross both ways", "self own"])
-def test_contrast_reads_any_strides(form: str) -> None:
+def test_contrast_reads_any_strides_and_one_mask_a_launch(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_launch, "ROOM", 1)
     problem = contrast_case(20, 20, 33, 2, torch.float32, form, 0.1)
     z1 = None if problem.z1 is None else random(1, 33).expand(20, 33)
     check_contrast(problem._replace(z0=random(33, 20).T, z1=z1), SLACK_CONTRAST[torch.float32])
@@ -338,7 +339,8 @@ def test_counters_are_shared_on_the_default_stream_alone(monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("own", [False, True], ids=["all", "own"])
-def test_no_large_buffer(own: bool) -> None:
+def test_no_large_buffer(own: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_launch, "ROOM", 1)  # bytes of what has all masks
     n, d, r = (1024, 64, 12) if CUDA else (64, 16, 4)  # a GPU's tiles pad small problems to more than they hold
     z0, z1, squared = random(n, d), random(n, d), random(r, d).square()
     row = torch.randint(r, (n,)).to(DEVICE) if own else None
@@ -353,3 +355,81 @@ def test_no_large_buffer(own: bool) -> None:
         losses, lse = contrast.forward(case)
         contrast.backward(case, losses, lse)
     assert contrast_memory.numel < min(n * n, n * d * r) / 1.5
+
+
+def launched(monkeypatch: pytest.MonkeyPatch, n: int, d: int, r: int, both_ways: bool) -> list[tuple[str, tuple]]:
+    """Names and arguments of the launches forward and backward. Nothing runs, and no tensor has data."""
+    said = []
+
+    class Kernel:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def __getitem__(self, grid):
+            return lambda *given, **options: said.append((self.name, given))
+
+    for name in ("pack", "logsumexp", "gradient", "align", "unpack"):
+        monkeypatch.setattr(contrast_kernels, name, Kernel(name))
+    z, masks, one, ids = (torch.empty(shape, device="meta") for shape in ((n, d), (r, d), (), (n,)))
+    contrast.fused(Contrast(z, z, masks, one, ids.long(), ids.long(), None, both_ways), (1.0, 1.0))
+    return said
+
+
+def test_all_masks_are_in_one_launch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each side is packed for either pass, and pulls its own gradient back."""
+    sizes = len(_launch.depth(torch.float32, 16).blocks)
+    names = [name for name, _ in launched(monkeypatch, 300, 16, 15, True)]
+    pulls = 2 * [*["gradient"] * sizes, "align", "unpack"]
+    assert names == ["pack", "pack", *["logsumexp"] * sizes, "pack", "pack", *pulls]
+
+
+@pytest.mark.parametrize("n", [1 << 12, 1 << 18])
+def test_statistics_of_candidates_do_not_grow_with_anchors(n: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In bytes: a few numbers a candidate, however many tiles of anchors there are."""
+    with Largest() as memory:
+        said = launched(monkeypatch, n, 64, 15, True)
+    parts = [given[i] for name, given in said if name == "logsumexp" for i in (10, 11)]
+    assert parts
+    assert all(x.nbytes <= 4 * max(_launch.PARTS, 15) * n for x in parts)
+    assert 4 * memory.numel <= max(_launch.ROOM, 8 * max(n * 64, n * 15))
+
+
+@pytest.mark.skipif(CUDA, reason="counted by the interpreter")
+def test_a_sparse_mask_costs_what_it_keeps_in_short_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows that stay on the chip: half of the dimensions, half of the products."""
+    builder, flops = triton.runtime.interpreter.InterpreterBuilder, []
+    plain_dot = builder.create_dot
+
+    def dot(self, a, b, *rest):
+        flops.append(a.data.size * b.data.shape[-1])
+        return plain_dot(self, a, b, *rest)
+
+    monkeypatch.setattr(builder, "create_dot", dot)
+    counted = []
+    for kept in (32, 3):
+        case = contrast_case(16, 16, 32, 1, torch.float32, "cross both ways", 0.1)
+        case.masks.copy_((torch.arange(32) < kept)[None, :])
+        flops.clear()
+        losses, lse = contrast.forward(case)
+        contrast.backward(case, losses, lse)
+        counted.append(sum(flops))
+    assert counted[0] == 2 * counted[1]
+
+
+@pytest.mark.parametrize("upstream", [1.0, 0.3])
+def test_gradients_kept_in_bfloat16_are_as_good_as_the_formulas(upstream: float) -> None:
+    case = contrast_case(20, 20, 12, 2, torch.bfloat16, "cross both ways", 0.1)
+
+    def mean(*inputs):
+        rows, other = eager_contrast.losses(Contrast(*inputs))
+        return upstream * (rows.mean() + other.mean()) / 2
+
+    _, wide_grads, weights = plain(mean, tuple(case), [torch.ones((), device=DEVICE)], torch.float64)
+    _, same_grads, _ = plain(mean, tuple(case), weights, None)
+    inputs = leaves(tuple(case), None)
+    loss = contrast_mean(Contrast(*inputs), "triton")
+    kept = loss.grad_fn.saved_tensors
+    assert [x.dtype for x in kept[:2]] == [torch.bfloat16] * 2
+    ours = torch.autograd.grad(upstream * loss, learned(inputs))
+    slack = SLACK_CONTRAST[torch.bfloat16] if CUDA else 1e-5 if upstream == 1 else 2**-8
+    agree(list(ours), wide_grads, list(same_grads), slack)

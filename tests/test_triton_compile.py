@@ -19,7 +19,15 @@ import pytest
 
 SHARED = {90: 227 * 1024, 80: 163 * 1024}  # bytes a program can have
 # Of a thread; 255 is all there are.
-REGISTERS = {"pack": 64, "unpack": 168, "_distance": 168, "_products": 224, "_distance_backward": 240, "_gap_sums": 128}
+REGISTERS = {
+    "pack": 64,
+    "align": 128,
+    "unpack": 168,
+    "_distance": 168,
+    "_products": 224,
+    "_distance_backward": 240,
+    "_gap_sums": 128,
+}
 
 
 def measured() -> list[dict]:
@@ -129,6 +137,8 @@ def measured() -> list[dict]:
                 ("self", None, False, False),
                 ("self own", None, True, False),
             ):
+                if dtype == torch.float16 and not both_ways:
+                    continue  # the same code but for the type of its products
                 tail = (ids, None if z1 is None else ids, ids * 0 if own else None, both_ways)
                 problem, g = Contrast(z, z1, masks, one, *tail), torch.ones(n) if own else torch.ones(n, 1)
                 label = f"{short} D={d} {form}"
@@ -181,6 +191,7 @@ def table() -> list[dict]:
 
 def test_every_kernel_is_there(table: list[dict]) -> None:
     names = {
+        "align",
         "_distance",
         "_distance_backward",
         "_gap_sums",

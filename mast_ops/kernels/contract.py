@@ -82,7 +82,10 @@ class Contrasted(NamedTuple):
 
 
 class ContrastGradients(NamedTuple):
-    """In the dtype that sums run in; None for candidates that are the anchors."""
+    """In the dtype that sums run in; None for candidates that are the anchors.
+
+    Those of z0 and z1 that ``triton`` keeps in a ``fused`` pass are in :func:`mast_ops._precision.kept`'s.
+    """
 
     z0: Tensor
     z1: Tensor | None

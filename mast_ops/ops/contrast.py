@@ -5,7 +5,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from mast_ops._precision import wide
+from mast_ops._precision import kept, wide
 from mast_ops.kernels.contract import Both, Contrast, Contrasted, ContrastFormulas
 from mast_ops.kernels.eager import contrast as eager
 from mast_ops.ops import ring
@@ -37,7 +37,7 @@ def contrast_mean(problem: Contrast, backend: Backend = "auto") -> Tensor:
     """Mean of those losses over anchors, rows of the masks and directions, a scalar.
 
     Where a gradient will be wanted it is made in the forward pass: what is saved are gradients of the inputs'
-    sizes, and the scores need not be computed again.
+    sizes, and the scores need not be computed again. Triton keeps those of bfloat16 embeddings in bfloat16.
     """
     resolved = resolve(backend, "contrast", problem.z0, _num_scores(problem))
     leaves = problem.z0, problem.z1, problem.masks, problem.inverse_temperature
@@ -78,9 +78,11 @@ def _run_mean(*flat: Any) -> tuple[Tensor, ...]:
 
 
 def _fake_mean(*flat: Any) -> tuple[Tensor, ...]:
-    dtype = wide(flat[0].dtype)
-    grads = (flat[0].new_empty(0 if x is None else x.shape, dtype=dtype) for x in flat[: len(_LEARNED)])
-    return flat[0].new_empty((), dtype=dtype), *grads
+    dtype, z0, z1 = wide(flat[0].dtype), *flat[:2]
+    of_z = kept(z0.dtype) if flat[-1] == "triton" else dtype
+    grads = (z0.new_empty(x.shape, dtype=dtype) for x in flat[2 : len(_LEARNED)])
+    g_z1 = z0.new_empty(0, dtype=dtype) if z1 is None else z0.new_empty(z1.shape, dtype=of_z)
+    return z0.new_empty((), dtype=dtype), z0.new_empty(z0.shape, dtype=of_z), g_z1, *grads
 
 
 def _run_mean_backward(grad: Tensor, *flat: Any) -> tuple[Tensor | None, ...]:

@@ -5,7 +5,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from mast_ops._precision import wide
+from mast_ops._precision import kept, wide
 from mast_ops.kernels.contract import Contrast, SigmoidFormulas
 from mast_ops.kernels.eager import sigmoid as eager
 from mast_ops.ops import ring
@@ -77,8 +77,10 @@ def _run_mean(*flat: Any) -> tuple[Tensor, ...]:
 
 
 def _fake_mean(*flat: Any) -> tuple[Tensor, ...]:
-    dtype = wide(flat[0].dtype)
-    return tuple(flat[0].new_empty(shape, dtype=dtype) for shape in ((), *(x.shape for x in flat[:5])))
+    dtype, z0, z1 = wide(flat[0].dtype), *flat[:2]
+    of_z = kept(z0.dtype) if flat[-1] == "triton" else dtype
+    rest = (z0.new_empty(x.shape, dtype=dtype) for x in flat[2:5])
+    return z0.new_empty((), dtype=dtype), *(z0.new_empty(z.shape, dtype=of_z) for z in (z0, z1)), *rest
 
 
 def _run_mean_backward(grad: Tensor, *flat: Any) -> tuple[Tensor, ...]:

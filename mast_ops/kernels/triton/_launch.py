@@ -15,6 +15,10 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 TILE = 16 if INTERPRETED else 128
 # Programs that keep a GPU busy: four a multiprocessor for the small memory-bound ones, two waves of the large ones.
 MANY, FEW = (4, 4) if INTERPRETED else (528, 264)
+# Rows of several masks are packed for one launch while they, and their gradients, take no more bytes than this.
+ROOM = 64 * 2**20
+# Partial results for each candidate, over tiles of anchors of all masks of a launch.
+PARTS = 4 if INTERPRETED else 33
 # Splitting a sum among programs leaves partial results in memory. Those of pairs are small; others bound their own.
 MOST_SPLITS = 64
 
@@ -35,17 +39,22 @@ class Launch(NamedTuple):
 class Depth(NamedTuple):
     """How products of packed rows go through their ``width`` dimensions.
 
-    ``step`` dimensions at a time, as far as the mask keeps any; the gradient has one program for ``slice`` of them.
-    Rows of no more dimensions than the table's ``whole`` are one step and one slice, and stay on the chip.
+    Rows of no more dimensions than the table's ``whole`` stay on the chip: there is one launch for each of ``blocks``,
+    and a mask is the work of the smallest that holds what it keeps. Longer rows are gone through in steps of the one
+    block, as far as the mask keeps any; the gradient has one program for ``slice`` of them.
     """
 
-    step: int
+    width: int
+    blocks: tuple[int, ...]
     slice: int
-    whole: int
+    is_whole: bool
 
     @property
-    def is_whole(self) -> bool:
-        return self.whole == self.step
+    def step(self) -> int:
+        return self.blocks[0]
+
+    def slice_of(self, block: int) -> int:
+        return block if self.is_whole else self.slice
 
 
 # For half precision, and for float32.
@@ -60,8 +69,8 @@ _TABLE: dict[str, tuple[Launch, Launch | None]] = {
     "gradient": (Launch(64, 64, 8, 3), Launch(64, 32, 8, 3)),
     "gradient_whole": (Launch(64, 64, 8, 3), None),
 }
-_DEPTH = (Depth(64, 256, 256), Depth(32, 128, 0))
-_TINY, _TINY_DEPTH = Launch(16, 16, 1, 1), Depth(16, 32, 16)
+_DEPTH = ((64, 256, 256), (32, 128, 0))  # step, the largest slice, the longest whole rows
+_TINY, _TINY_DEPTH = Launch(16, 16, 1, 1), (16, 32, 32)
 
 
 def launch(kernel: str, dtype: torch.dtype) -> Launch:
@@ -73,8 +82,10 @@ def launch(kernel: str, dtype: torch.dtype) -> Launch:
 def depth(dtype: torch.dtype, d: int) -> Depth:
     step, most, whole = _TINY_DEPTH if INTERPRETED else _DEPTH[dtype == torch.float32]
     if power(d) <= whole:
-        return Depth(power(d), power(d), power(d))
-    return Depth(step, max(step, min(most, power(d))), 0)
+        smaller = [step << i for i in range(whole.bit_length()) if step << i < power(d)]
+        return Depth(power(d), (*smaller, power(d)), power(d), True)
+    size = max(step, min(most, power(d)))
+    return Depth(triton.cdiv(d, size) * size, (step,), size, False)
 
 
 def pairs_launch(kernel: str, dtype: torch.dtype, num_rows: int) -> Launch:

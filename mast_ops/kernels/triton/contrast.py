@@ -1,8 +1,9 @@
-"""All pairs: InfoNCE under R masks, one after the other, without a matrix of scores in memory.
+"""All pairs: InfoNCE under R masks, without a matrix of scores in memory.
 
-For each mask, ``pack`` writes the masked, normalised rows without the dimensions that it drops, so that the products
-cost what the mask keeps; ``logsumexp`` goes through the scores tile by tile; ``gradient`` does so again and
-multiplies the softmax with the rows of the other side; ``unpack`` takes that back to z and the mask.
+``pack`` writes the masked, normalised rows without the dimensions that a mask drops, so that the products cost what it
+keeps; ``logsumexp`` goes through the scores tile by tile; ``gradient`` does so again and multiplies the softmax with
+the rows of the other side; ``align`` and ``unpack`` take that back to z and the masks. Each is one launch for all masks
+whose packed rows fit a room of bounded size.
 
 Anchors and candidates are sorted by sample id, within their mask where each anchor has one. The positives of an
 anchor are then an interval of candidates: no ids in the kernels, and only tiles on the way look for positives.
@@ -14,9 +15,11 @@ import torch
 import triton
 from torch import Tensor
 
+from mast_ops._precision import kept
 from mast_ops.kernels.contract import Both, Contrast, Contrasted, ContrastGradients
 from mast_ops.kernels.triton import contrast_kernels as kernels
-from mast_ops.kernels.triton._launch import FEW, TILE, Launch, depth, launch, on, precision, readable, split
+from mast_ops.kernels.triton._launch import FEW, PARTS, launch, on, precision, split
+from mast_ops.kernels.triton._plan import Plan, Side
 
 MOST_SPLITS = 8  # of the gradient of packed rows, which is as large as z
 
@@ -24,206 +27,186 @@ MOST_SPLITS = 8  # of the gradient of packed rows, which is as large as z
 def forward(problem: Contrast) -> Contrasted:
     with on(problem.z0):
         plan = Plan(problem)
-        anchors, candidates, tile = plan.anchors, plan.candidates, plan.launch("logsumexp")
-        n, c, row_tiles = len(anchors.order), len(candidates.order), triton.cdiv(len(anchors.order), tile.rows)
-        splits, span = split(c, tile.columns, row_tiles, FEW, MOST_SPLITS)
-        row_lse, row_sum = plan.empty(2, problem.num_rows, splits, n).unbind()
+        n, c = len(plan.anchors.order), len(plan.candidates.order)
+        rows = plan.empty(2, problem.num_rows, n)
+        columns = plan.empty(2, plan.r, c if problem.both_ways else 0)
+        _statistics(plan, rows, columns)
+        of_rows = _losses(rows, plan.positives(0), plan.anchors.order)
         if problem.both_ways:
-            column_lse, column_sum = plan.empty(2, plan.r, c).unbind()
-            parts = plan.empty(2, row_tiles, c)
-        for r in range(plan.r):
-            plan.pack(r)
-            group = r if problem.row is None else 0
-            kernels.logsumexp[row_tiles, splits](
-                anchors.packed, candidates.packed, anchors.bounds[r], plan.count[r], plan.low, plan.high, plan.itself,
-                problem.inverse_temperature, row_lse[group], row_sum[group],
-                *(parts if problem.both_ways else (None, None)), c, plan.width, span, n,
-                precision(plan.dtype), tile.rows, tile.columns, plan.depth.step, plan.depth.is_whole, **tile.options,
-            )  # fmt: skip
-            if problem.both_ways:
-                column_lse[r] = parts[0].logsumexp(0)
-                column_sum[r] = parts[1].sum(0)
-        rows = _losses(row_lse.logsumexp(1), row_sum.sum(1), plan.positives(0), anchors.order)
-        if problem.both_ways:
-            other = _losses(column_lse, column_sum, plan.positives(1), candidates.order)
+            other = _losses(columns, plan.positives(1), plan.candidates.order)
         else:
             other = plan.empty(0, plan.r), plan.empty(0, plan.r)
         if problem.row is not None:
-            rows, other = (rows[0].squeeze(1), rows[1].squeeze(1)), (plan.empty(0), plan.empty(0))
-        return Contrasted((rows[0], other[0]), (rows[1], other[1]))
+            of_rows, other = (of_rows[0].squeeze(1), of_rows[1].squeeze(1)), (plan.empty(0), plan.empty(0))
+        return Contrasted((of_rows[0], other[0]), (of_rows[1], other[1]))
+
+
+def _statistics(plan: Plan, rows: Tensor, columns: Tensor) -> None:
+    """Logsumexps of the scores, and sums of those of positives: (2, R or 1, N) and (2, R, C or 0)."""
+    problem, tile = plan.problem, plan.launch("logsumexp")
+    n, c, both_ways, own = rows.shape[2], len(plan.candidates.order), problem.both_ways, problem.row is not None
+    row_tiles = triton.cdiv(n, tile.rows)
+    tiles = triton.cdiv(row_tiles, max(1, PARTS // plan.group)) if both_ways else 1
+    programs = triton.cdiv(row_tiles, tiles)
+    busy = programs * plan.group if both_ways else plan.row_tiles(plan.anchors, tile.rows)
+    splits, span = split(c, tile.columns, busy, FEW, MOST_SPLITS)
+    row_parts = plan.empty(2, 1 if own else plan.group, splits, n)
+    column_parts = plan.empty(2, plan.group, programs, c) if both_ways else None
+    for masks in plan.groups():
+        plan.pack(masks)
+        size = masks.stop - masks.start
+        for block in plan.depth.blocks:
+            kernels.logsumexp[programs, splits, size](
+                plan.anchors.packed, plan.candidates.packed, plan.anchors.bounds[masks], plan.count[masks],
+                plan.low, plan.high, plan.itself, problem.inverse_temperature,
+                *row_parts, *((None, None) if column_parts is None else column_parts),
+                c, plan.depth.width, span, tiles, plan.anchors.padded, plan.candidates.padded,
+                n, 0 if own else splits * n, precision(plan.dtype),
+                tile.rows, tile.columns, block, plan.depth.step, plan.depth.is_whole, **tile.options,
+            )  # fmt: skip
+        if not own:
+            rows[0, masks] = row_parts[0, :size].logsumexp(1)
+            rows[1, masks] = row_parts[1, :size].sum(1)
+        if column_parts is not None:
+            parts = column_parts[:, :size].div_(kernels.LOG2E.value)
+            columns[0, masks], columns[1, masks] = parts[0].logsumexp(1), parts[1].sum(1)
+    if own:  # each anchor is in one group or another
+        rows[0], rows[1] = row_parts[0].logsumexp(1), row_parts[1].sum(1)
 
 
 def backward(problem: Contrast, grads: Both, lse: Both) -> ContrastGradients:
-    z0, z1, masks, inverse_temperature = problem[:4]
-    with on(z0):
+    return _backward(problem, grads, lse, torch.float32)
+
+
+def fused(problem: Contrast, weights: tuple[float, float]) -> tuple[Both, ContrastGradients]:
+    """Scores are made twice: there is no room to keep them. Gradients of z are in the dtype they are kept in."""
+    losses, lse = forward(problem)
+    grads = torch.full_like(losses[0], weights[0]), torch.full_like(losses[1], weights[1])
+    return losses, _backward(problem, grads, lse, kept(problem.z0.dtype))
+
+
+def _backward(problem: Contrast, grads: Both, lse: Both, dtype: torch.dtype) -> ContrastGradients:
+    z1, masks, inverse_temperature = problem[1:4]
+    with on(problem.z0):
         plan = Plan(problem)
         # Weights of the scores in half precision must neither vanish nor overflow: the largest loss weighs 4096.
         peak = grads[0].abs().amax(0)
         if problem.both_ways:
             peak = torch.maximum(peak, grads[1].abs().amax(0))
         unit = peak.float().clamp_min(1e-30) / 4096
-        rows = Direction.of(grads[0] / unit, lse[0], plan.positives(0), plan.anchors.order)
+        rows = Direction.of(plan, 0, grads[0] / unit, lse[0])
         other = rows if problem.symmetric else None
         if problem.both_ways:
-            other = Direction.of(grads[1] / unit, lse[1], plan.positives(1), plan.candidates.order)
+            other = Direction.of(plan, 1, grads[1] / unit, lse[1])
 
-        factor = (unit * inverse_temperature).expand(plan.r)
-        g_z0 = torch.zeros(z0.shape, dtype=torch.float32, device=z0.device)
-        g_z1 = None if z1 is None else torch.zeros(z1.shape, dtype=torch.float32, device=z1.device)
+        pull = Pull(plan, (unit * inverse_temperature).expand(plan.r).contiguous(), dtype)
         g_masks, alignment = plan.empty(*masks.shape), plan.empty(plan.r)
-        for r in range(plan.r):
-            plan.pack(r)
-            g_masks[r], alignment[r] = plan.pull_back(r, False, (rows, other), factor[r], g_z0)
+        for group in plan.groups():
+            plan.pack(group)
+            g_masks[group], alignment[group] = pull.back(group, False, (rows, other))
             if not problem.symmetric:
-                target = g_z0 if g_z1 is None else g_z1
-                g_masks[r] += plan.pull_back(r, True, (other, rows), factor[r], target)[0]
+                g_masks[group] += pull.back(group, True, (other, rows))[0]
         # sum_ij W_ij cos_ij, from rows times gradients; the symmetric gradient holds each pair twice.
         g_inverse_temperature = (alignment * unit).sum() / (2 if problem.symmetric else 1)
-        return ContrastGradients(g_z0, g_z1, g_masks, g_inverse_temperature)
-
-
-def fused(problem: Contrast, weights: tuple[float, float]) -> tuple[Both, ContrastGradients]:
-    """Scores are made twice: there is no room to keep them."""
-    losses, lse = forward(problem)
-    grads = torch.full_like(losses[0], weights[0]), torch.full_like(losses[1], weights[1])
-    return losses, backward(problem, grads, lse)
+        g_z0, g_z1 = pull.gradients()
+        return ContrastGradients(g_z0, None if z1 is None else g_z1, g_masks, g_inverse_temperature)
 
 
 @dataclass
 class Direction:
-    """One direction's losses, sorted, (R or 1, N): logsumexp in units of log2, gradient, its share a positive."""
+    """One direction's losses, sorted, (R or 1, N): logsumexp in units of log2, gradient, its share a positive.
+
+    Where exponentials need no maximum, the gradient holds that of the logsumexp.
+    """
 
     lse: Tensor
     pull: Tensor
     share: Tensor
 
     @classmethod
-    def of(cls, grad: Tensor, lse: Tensor, positives: Tensor, order: Tensor) -> "Direction":
-        lse, pull = (x.reshape(len(order), -1)[order].T.contiguous() for x in (lse * kernels.LOG2E.value, grad))
-        return cls(lse, pull, pull / positives)
+    def of(cls, plan: Plan, side: int, grad: Tensor, lse: Tensor) -> "Direction":
+        order = (plan.candidates if side else plan.anchors).order
+        lse, grad = (x.reshape(len(order), -1)[order].T.contiguous() for x in (lse * kernels.LOG2E.value, grad))
+        fixed = plan.problem.inverse_temperature.abs() <= kernels.RANGE.value
+        return cls(lse, torch.where(fixed, grad * torch.exp2(-lse), grad), grad / plan.positives(side))
 
-    def at(self, r: int) -> tuple[Tensor, Tensor, Tensor]:
-        r = min(r, len(self.lse) - 1)
-        return self.lse[r], self.pull[r], self.share[r]
+    def of_masks(self, masks: slice) -> tuple[Tensor, Tensor, Tensor]:
+        own = len(self.lse) == 1
+        return (self.lse, self.pull, self.share) if own else (self.lse[masks], self.pull[masks], self.share[masks])
 
-
-@dataclass
-class _Side:
-    """Anchors or candidates: rows of z in sorted order, those of mask r at ``bounds[r]``, and room to pack them."""
-
-    z: Tensor
-    order: Tensor
-    sample: Tensor
-    bounds: Tensor
-    packed: Tensor
-    inverse_norm: Tensor
+    @property
+    def stride(self) -> int:
+        """From one mask to the next."""
+        return 0 if len(self.lse) == 1 else self.lse.shape[1]
 
 
-class Plan:
-    """What forward and backward share: sorted rows, intervals of positives, kept dimensions of every mask."""
+class Pull:
+    """Gradients on their way back to z and the masks.
 
-    def __init__(self, problem: Contrast, bias: Tensor | None = None) -> None:
-        self.problem, self.bias = problem, bias
-        self.masks, self.device = problem.masks.contiguous(), problem.z0.device
-        self.r, self.d = self.masks.shape
-        self.kept = (self.masks == 0).int().argsort(dim=1, stable=True).int()
-        self.count = (self.masks != 0).sum(1, dtype=torch.int32)
-        (z0,) = readable(problem.z0)
-        self.dtype = z0.dtype
-        self.depth = depth(self.dtype, self.d)
-        self.width = triton.cdiv(self.d, self.depth.slice) * self.depth.slice
+    ``dtype``: of those of z, wherever they come from one launch; else they are summed in float32 and then cast.
+    """
 
-        self.anchors = self._side(z0, problem.sample0, problem.row)
-        if problem.symmetric:
-            self.candidates = self.anchors
-        elif problem.z1 is None or problem.sample1 is None:
-            self.candidates = self._side(z0, problem.sample0, None)
-        else:
-            (z1,) = readable(problem.z1)
-            self.candidates = self._side(z1, problem.sample1, None)
-        self.low, self.high = _interval(self.anchors.sample, self.candidates.sample)
-        itself = problem.z1 is None
-        self.itself = self.candidates.order.argsort()[self.anchors.order].int() if itself else None
+    def __init__(self, plan: Plan, factor: Tensor, dtype: torch.dtype) -> None:
+        self.plan, self.factor, self.dtype = plan, factor, dtype
+        alone = plan.group == plan.r and not (plan.problem.z1 is None and plan.problem.row is not None)
+        self.inside = plan.dtype if alone and dtype == plan.dtype else torch.float32
+        self.sums: dict[int, Tensor] = {}
 
-    def _side(self, z: Tensor, sample: Tensor, row: Tensor | None) -> _Side:
-        order = sample.argsort(stable=True)
-        if row is None:
-            # Made on the device: a copy from the host would wait for it.
-            bounds = (torch.arange(2, device=self.device, dtype=torch.int32) * len(z)).expand(self.r, 2)
-        else:
-            order = order[row[order].argsort(stable=True)]
-            edges = torch.arange(self.r + 1, device=self.device)
-            starts = torch.searchsorted(row[order], edges, out_int32=True)
-            bounds = torch.stack([starts[:-1], starts[1:]], 1)
-        padded = triton.cdiv(len(z), TILE) * TILE
-        return _Side(z, order, sample[order], bounds, z.new_empty(padded, self.width), self.empty(padded))
-
-    def launch(self, kernel: str) -> Launch:
-        return launch(kernel + ("_whole" if self.depth.is_whole else ""), self.dtype)
-
-    def empty(self, *shape: int) -> Tensor:
-        return torch.empty(shape, dtype=torch.float32, device=self.device)
-
-    def positives(self, side: int) -> Tensor:
-        """How many positives each anchor has, or each candidate."""
-        if side:
-            low, high = _interval(self.candidates.sample, self.anchors.sample)
-            return high - low
-        return self.high - self.low - int(self.itself is not None)
-
-    def pack(self, r: int) -> None:
-        tile = launch("pack", self.dtype)
-        for side in [self.anchors] if self.problem.symmetric else [self.anchors, self.candidates]:
-            kernels.pack[triton.cdiv(len(side.packed), tile.rows),](
-                side.z, side.order, side.bounds[r], self.masks[r], self.kept[r], self.count[r],
-                side.packed, side.inverse_norm, *side.z.stride(), self.d, self.width,
-                TILE, self.depth.step, tile.rows, min(tile.columns, self.depth.step), **tile.options,
-            )  # fmt: skip
-
-    def pull_back(
-        self,
-        r: int,
-        swapped: bool,
-        directions: tuple[Direction | None, Direction | None],
-        factor: Tensor,
-        g_z: Tensor,
+    def back(
+        self, masks: slice, swapped: bool, directions: tuple[Direction | None, Direction | None]
     ) -> tuple[Tensor, Tensor]:
-        """Adds to the gradient of one side's z, and returns that of mask r, and rows times gradients summed.
+        """Adds to the gradient of one side's z, and returns those of the masks, and rows times gradients summed.
 
         ``directions``: the losses of that side, and those of the other.
         """
-        side, across = (self.candidates, self.anchors) if swapped else (self.anchors, self.candidates)
-        tile, pack = self.launch("gradient"), launch("pack", self.dtype)
-        row_tiles, slices = triton.cdiv(len(side.order), tile.rows), self.width // self.depth.slice
-        splits, span = split(len(across.order), tile.columns, row_tiles * slices, FEW, MOST_SPLITS)
-        grad = self.empty(splits, *side.packed.shape)
+        plan = self.plan
+        side, across = (plan.candidates, plan.anchors) if swapped else (plan.anchors, plan.candidates)
+        tile, size = plan.launch("gradient"), masks.stop - masks.start
+        row_tiles, slices = triton.cdiv(len(side.order), tile.rows), plan.depth.width // plan.depth.slice
+        busy = plan.row_tiles(side, tile.rows) * slices
+        splits, span = split(len(across.order), tile.columns, busy, FEW, MOST_SPLITS)
+        grad = plan.empty(size, splits, *side.packed.shape[1:])
         none = (None, None, None)
-        kernels.gradient[row_tiles, slices, splits](
-            side.packed, across.packed, side.bounds[r], across.bounds[r], self.count[r],
-            self.low, self.high, self.itself, self.problem.inverse_temperature, self.bias,
-            *(x for direction in directions for x in (none if direction is None else direction.at(r))), grad,
-            self.width, span, grad[0].numel(),
-            swapped, precision(self.dtype), tile.rows, tile.columns, *self.depth[:2], self.depth.is_whole,
-            **tile.options,
+        for block in plan.depth.blocks:
+            kernels.gradient[row_tiles, slices * splits, size](
+                side.packed, across.packed, side.bounds[masks], across.bounds[masks], plan.count[masks],
+                plan.low, plan.high, plan.itself, plan.problem.inverse_temperature, plan.bias,
+                *(x for one in directions for x in (none if one is None else one.of_masks(masks))), grad,
+                plan.depth.width, span, splits, side.padded, across.padded,
+                *(0 if one is None else one.stride for one in directions), swapped, precision(plan.dtype),
+                tile.rows, tile.columns, block, plan.depth.slice_of(block), plan.depth.step, plan.depth.is_whole,
+                **tile.options,
+            )  # fmt: skip
+        return self._unpack(side, int(swapped and plan.problem.z1 is not None), masks, grad)
+
+    def gradients(self) -> tuple[Tensor, Tensor | None]:
+        """Of z0 and z1."""
+        z0, z1 = (self.sums[i].to(self.dtype) if i in self.sums else None for i in range(2))
+        assert z0 is not None
+        return z0, z1
+
+    def _unpack(self, side: Side, i: int, masks: slice, grad: Tensor) -> tuple[Tensor, Tensor]:
+        plan, tile = self.plan, launch("pack", self.plan.dtype)
+        (size, splits), n = grad.shape[:2], len(side.order)
+        blocks, columns = triton.cdiv(n, tile.rows), min(tile.columns, plan.depth.step)
+        alignment, g_mask = grad.new_zeros(size, side.padded), plan.empty(size, blocks, plan.d)
+        kernels.align[blocks, size](
+            side.bounds[masks], plan.count[masks], side.packed, grad, alignment,
+            plan.depth.width, side.padded, splits, tile.rows, columns, **tile.options,
         )  # fmt: skip
-        blocks = triton.cdiv(len(side.order), pack.rows)
-        g_mask, alignment = g_z.new_zeros(blocks, self.d), g_z.new_zeros(blocks)
-        kernels.unpack[blocks,](
-            side.z, side.order, side.bounds[r], self.masks[r], self.kept[r], self.count[r],
-            side.packed, side.inverse_norm, grad, factor, g_z, g_mask, alignment,
-            *side.z.stride(), self.d, self.width, grad[0].numel(), splits,
-            pack.rows, min(pack.columns, self.depth.step), **pack.options,
+        add = i in self.sums
+        if not add:
+            self.sums[i] = torch.empty(side.z.shape, dtype=self.inside, device=plan.device)
+        kernels.unpack[blocks, triton.cdiv(plan.d, columns)](
+            side.z, side.order, side.bounds[masks], plan.masks[masks], plan.slot[masks],
+            side.packed, side.inverse_norm, grad, alignment, self.factor[masks], self.sums[i], g_mask,
+            *side.z.stride(), n, plan.d, plan.depth.width, side.padded, splits, size,
+            add, tile.rows, columns, **tile.options,
         )  # fmt: skip
-        return g_mask.sum(0), alignment.sum()
+        return g_mask.sum(1), alignment.sum(1)
 
 
-def _interval(sample: Tensor, among: Tensor) -> tuple[Tensor, Tensor]:
-    """Where each sample id stands ``among`` sorted ones: from, to."""
-    low = torch.searchsorted(among, sample, out_int32=True)
-    return low, torch.searchsorted(among, sample, right=True, out_int32=True)
-
-
-def _losses(lse: Tensor, positive: Tensor, count: Tensor, order: Tensor) -> tuple[Tensor, Tensor]:
-    """(R, N) sorted to (N, R) as given: losses, and logsumexps."""
-    loss, lse = (lse - positive / count).T.contiguous(), lse.T.contiguous()
+def _losses(sums: Tensor, count: Tensor, order: Tensor) -> tuple[Tensor, Tensor]:
+    """(2, R, N) sorted to (N, R) as given: losses, and logsumexps."""
+    loss, lse = (sums[0] - sums[1] / count).T.contiguous(), sums[0].T.contiguous()
     return torch.empty_like(loss).index_copy_(0, order, loss), torch.empty_like(lse).index_copy_(0, order, lse)

@@ -1,17 +1,24 @@
-"""The four kernels of :mod:`mast_ops.kernels.triton.contrast`, in the order in which they run."""
+"""Triton kernels of :mod:`mast_ops.kernels.triton.contrast`, in the order in which they run.
+
+Every launch goes through several masks: a program works under one of them, and :func:`unpack` sums over all.
+"""
 
 import triton
 import triton.language as tl
 
 LOG2E: tl.constexpr = tl.constexpr(1.4426950408889634)
 _EPS: tl.constexpr = tl.constexpr(1e-12)  # that of F.normalize
+RANGE: tl.constexpr = tl.constexpr(64.0)
+"""The largest inverse temperature at which exponentials need no maximum: exp(64) over a million candidates is finite,
+exp(-64) is a normal number. One exponential then serves anchors and candidates."""
 
-# Rows of the tensors that hold one row a mask: not always aligned, and not worth a second kernel when they are.
 _kernel = triton.jit(
+    # Views of tensors that hold one row a mask: not always aligned, and not worth a second kernel when they are.
     do_not_specialize_on_alignment=[
-        *("bounds", "row_bounds", "column_bounds", "count", "mask", "kept", "factor", "row_lse", "row_sum"),
-        *("row_pull", "row_share", "column_lse", "column_sum", "column_pull", "column_share"),
-    ]
+        *("bounds", "row_bounds", "column_bounds", "count", "mask", "kept", "slot", "factor"),
+        *("row_lse", "row_pull", "row_share", "column_lse", "column_pull", "column_share"),
+    ],
+    do_not_specialize=["tiles", "splits", "masks", "of_rows", "of_columns"],
 )
 
 
@@ -19,6 +26,24 @@ _kernel = triton.jit(
 def _depth(count, BLOCK_D: tl.constexpr):
     """Dimensions that products go through: those kept, in whole blocks, at least one (it carries a NaN)."""
     return tl.maximum(tl.cdiv(tl.load(count), BLOCK_D), 1) * BLOCK_D
+
+
+@triton.jit
+def _segment(bounds, r):
+    """The rows of mask r: the first one, and how many."""
+    first = tl.load(bounds + 2 * r)
+    return first, tl.load(bounds + 2 * r + 1) - first
+
+
+@triton.jit
+def _elsewhere(count, BLOCK_D: tl.constexpr, LEAST: tl.constexpr, WHOLE: tl.constexpr):
+    """Whether another launch has the mask, where there is one for every size of whole rows."""
+    other = tl.load(count) < 0
+    if WHOLE:
+        other = tl.load(count) > BLOCK_D
+        if BLOCK_D > LEAST:
+            other = other | (2 * tl.load(count) <= BLOCK_D)
+    return other
 
 
 @triton.jit
@@ -32,18 +57,19 @@ def _scores(a, b, depth, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: 
 
 @_kernel
 def pack(
-    z, order, bounds, mask, kept, count, packed, inverse_norm, stride_n, stride_d, D, width,
-    TILE: tl.constexpr, STEP: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
+    z, order, bounds, mask, kept, count, packed, inverse_norm, stride_n, stride_d, D, width, padded,
+    TILE: tl.constexpr, STEP: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, WHOLE: tl.constexpr,
 ):  # fmt: skip
     """``packed = z m / |z m|`` in the dimensions ``kept``; zeros up to whole blocks of them and whole tiles of rows."""
-    first = tl.load(bounds)
-    total = tl.load(bounds + 1) - first
+    r = tl.program_id(1)
+    first, total = _segment(bounds, r)
     start = tl.program_id(0) * BLOCK_M
     if start >= tl.cdiv(total, TILE) * TILE:
         return
     rows = start + tl.arange(0, BLOCK_M)
     live = (rows < total)[:, None]
     z += tl.load(order + first + rows, mask=rows < total, other=0)[:, None] * stride_n
+    mask += r * D
 
     # Over all dimensions: a NaN or an infinity where the mask is zero is a NaN here, and then in all of the row.
     square = tl.zeros((BLOCK_M,), tl.float32)
@@ -54,13 +80,16 @@ def pack(
         square += tl.sum(x * x, 1)
     norm = tl.sqrt(square)
     inverse = 1 / tl.where(norm < _EPS, _EPS, norm)
-    tl.store(inverse_norm + rows, inverse)
+    tl.store(inverse_norm + r * padded + rows, inverse)
 
-    packed += rows.to(tl.int64)[:, None] * width
-    for d in range(0, _depth(count, STEP), BLOCK_D):
+    packed += (r.to(tl.int64) * padded + rows)[:, None] * width
+    depth = _depth(count + r, STEP)
+    if WHOLE:
+        depth = width
+    for d in range(0, depth, BLOCK_D):
         slots = d + tl.arange(0, BLOCK_D)
-        inside = slots < tl.load(count)
-        dims = tl.load(kept + slots, mask=inside, other=0)
+        inside = slots < tl.load(count + r)
+        dims = tl.load(kept + r * D + slots, mask=inside, other=0)
         x = tl.load(z + dims[None, :] * stride_d, mask=live & inside[None, :], other=0).to(tl.float32)
         x *= tl.load(mask + dims, mask=inside, other=0)[None, :]
         tl.store(packed + slots[None, :], (x * inverse[:, None]).to(packed.dtype.element_ty))
@@ -69,108 +98,143 @@ def pack(
 @_kernel
 def logsumexp(
     a, b, bounds, count, low, high, itself, inverse_temperature, row_lse, row_sum, column_lse, column_sum,
-    C, width, span, rows_stride,
-    PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, WHOLE: tl.constexpr,
+    C, width, span, tiles, a_rows, b_rows, part, of_rows, PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, LEAST: tl.constexpr, WHOLE: tl.constexpr,
 ):  # fmt: skip
-    """A tile of anchors against a span of candidates: logsumexp of the scores, sum of those of positives.
+    """Tiles of anchors against a span of candidates: logsumexp of the scores, sum of those of positives.
 
     ``WHOLE``: rows are one block of dimensions, and the tile of anchors stays on the chip.
 
-    With ``column_lse`` also over the anchors of the tile, for each candidate. Everything in units of log2 inside.
+    With ``column_lse`` also over the anchors of all ``tiles``, for each candidate: every tile adds to what the one
+    before it left in memory. Everything in units of log2 inside.
     """
-    first = tl.load(bounds)
-    total = tl.load(bounds + 1) - first
-    start_m = tl.program_id(0) * BLOCK_M
-    if start_m >= total:
+    r = tl.program_id(2)
+    first, total = _segment(bounds, r)
+    start = tl.program_id(0) * tiles * BLOCK_M
+    if (start >= total) | _elsewhere(count + r, BLOCK_D, LEAST, WHOLE):
         return
-    rows = start_m + tl.arange(0, BLOCK_M)
-    live = rows < total
-    last = first + tl.minimum(start_m + BLOCK_M, total) - 1
-    place = tl.minimum(first + rows, last)
-    begin, end = tl.load(low + place)[:, None], tl.load(high + place)[:, None]
-    tile_begin, tile_end = tl.load(low + first + start_m), tl.load(high + last)
-    if itself is not None:
-        own = tl.load(itself + place)[:, None]
-        own_first, own_last = tl.load(itself + first + start_m), tl.load(itself + last)
-
-    depth = _depth(count, BLOCK_D)
-    scale = tl.load(inverse_temperature) * LOG2E
+    stop = tl.minimum(start + tiles * BLOCK_M, total)
+    depth = _depth(count + r, BLOCK_D)
+    scale = tl.load(inverse_temperature)
+    fixed = tl.abs(scale) <= RANGE
+    scale *= LOG2E
+    nothing = tl.where(fixed, 0.0, -float("inf"))  # in a sum of exponentials, or in a logsumexp
     inner = tl.arange(0, BLOCK_D)
-    a += rows.to(tl.int64)[:, None] * width + inner[None, :]
-    if WHOLE:
-        a_tile = tl.load(a)
-    top = tl.full((BLOCK_M,), -float("inf"), tl.float32)
-    mass = tl.zeros((BLOCK_M,), tl.float32)
-    positive = tl.zeros((BLOCK_M,), tl.float32)
+    a += r.to(tl.int64) * a_rows * width + inner[None, :]
+    b += r.to(tl.int64) * b_rows * width + inner[None, :]
+    if column_lse is not None:
+        column_lse += (r * tl.num_programs(0) + tl.program_id(0)).to(tl.int64) * C
+        column_sum += (r * tl.num_programs(0) + tl.program_id(0)).to(tl.int64) * C
+    row_lse += r * of_rows + tl.program_id(1) * part + first
+    row_sum += r * of_rows + tl.program_id(1) * part + first
     span_start = tl.program_id(1) * span
-    for start_n in range(span_start, tl.minimum(span_start + span, C), BLOCK_N):
-        columns = start_n + tl.arange(0, BLOCK_N)
-        b_rows = b + columns.to(tl.int64)[:, None] * width + inner[None, :]
-        if WHOLE:
-            score = tl.dot(a_tile, tl.trans(tl.load(b_rows)), input_precision=PRECISION) * scale
-        else:
-            score = _scores(a, b_rows, depth, BLOCK_M, BLOCK_N, BLOCK_D, PRECISION) * scale
+    span_stop = tl.minimum(span_start + span, C)
 
-        ragged = start_n + BLOCK_N > C
-        if column_lse is not None:
-            ragged = ragged | (start_m + BLOCK_M > total)
+    for start_m in range(start, stop, BLOCK_M):
+        rows = start_m + tl.arange(0, BLOCK_M)
+        live = rows < total
+        last = first + tl.minimum(start_m + BLOCK_M, total) - 1
+        place = tl.minimum(first + rows, last)
+        begin, end = tl.load(low + place)[:, None], tl.load(high + place)[:, None]
+        tile_begin, tile_end = tl.load(low + first + start_m), tl.load(high + last)
         if itself is not None:
-            ragged = ragged | ((start_n <= own_last) & (start_n + BLOCK_N > own_first))
-        if ragged:
-            keep = live[:, None] & (columns < C)[None, :]
-            if itself is not None:
-                keep = keep & (columns[None, :] != own)
-            score = tl.where(keep, score, -float("inf"))
+            own = tl.load(itself + place)[:, None]
+            own_first, own_last = tl.load(itself + first + start_m), tl.load(itself + last)
 
-        column_positive = tl.zeros((BLOCK_N,), tl.float32)
-        if (start_n < tile_end) & (start_n + BLOCK_N > tile_begin):
-            hit = live[:, None] & (columns[None, :] >= begin) & (columns[None, :] < end)
-            if itself is not None:
-                hit = hit & (columns[None, :] != own)
-            hits = tl.where(hit, score, 0.0)
-            positive += tl.sum(hits, 1)
-            column_positive += tl.sum(hits, 0)
-
-        peak = tl.maximum(top, tl.max(score, 1))
-        shift = tl.where(peak == -float("inf"), 0.0, peak)  # nothing seen yet: infinities must not meet
-        mass = mass * tl.exp2(top - shift) + tl.sum(tl.exp2(score - shift[:, None]), 1)
-        top = peak
+        a_place = a + rows.to(tl.int64)[:, None] * width
+        if WHOLE:
+            a_tile = tl.load(a_place)
+        top = tl.full((BLOCK_M,), -float("inf"), tl.float32)
+        mass = tl.zeros((BLOCK_M,), tl.float32)
+        positive = tl.zeros((BLOCK_M,), tl.float32)
         if column_lse is not None:
-            ridge = tl.max(score, 0)
-            column = ridge + tl.log2(tl.sum(tl.exp2(score - ridge[None, :]), 0))
-            part = tl.program_id(0).to(tl.int64) * C + columns
-            tl.store(column_lse + part, column / LOG2E, mask=columns < C)
-            tl.store(column_sum + part, column_positive / LOG2E, mask=columns < C)
+            tl.debug_barrier()  # the threads that read are not those that wrote
+        for start_n in range(span_start, span_stop, BLOCK_N):
+            columns = start_n + tl.arange(0, BLOCK_N)
+            if column_lse is not None:
+                later = (columns < C) & (start_m > start)
+                column = tl.load(column_lse + columns, mask=later, other=nothing)
+                column_positive = tl.load(column_sum + columns, mask=later, other=0)
+            b_place = b + columns.to(tl.int64)[:, None] * width
+            if WHOLE:
+                score = tl.dot(a_tile, tl.trans(tl.load(b_place)), input_precision=PRECISION) * scale
+            else:
+                score = _scores(a_place, b_place, depth, BLOCK_M, BLOCK_N, BLOCK_D, PRECISION) * scale
 
-    part = tl.program_id(1) * rows_stride + first + rows
-    tl.store(row_lse + part, (tl.where(top == -float("inf"), 0.0, top) + tl.log2(mass)) / LOG2E, mask=live)
-    tl.store(row_sum + part, positive / LOG2E, mask=live)
+            ragged = start_n + BLOCK_N > C
+            if column_lse is not None:
+                ragged = ragged | (start_m + BLOCK_M > total)
+            if itself is not None:
+                ragged = ragged | ((start_n <= own_last) & (start_n + BLOCK_N > own_first))
+            if ragged:
+                keep = live[:, None] & (columns < C)[None, :]
+                if itself is not None:
+                    keep = keep & (columns[None, :] != own)
+                score = tl.where(keep, score, -float("inf"))
+
+            if (start_n < tile_end) & (start_n + BLOCK_N > tile_begin):
+                hit = live[:, None] & (columns[None, :] >= begin) & (columns[None, :] < end)
+                if itself is not None:
+                    hit = hit & (columns[None, :] != own)
+                hits = tl.where(hit, score, 0.0)
+                positive += tl.sum(hits, 1)
+                if column_lse is not None:
+                    column_positive += tl.sum(hits, 0)
+
+            if fixed:
+                power = tl.exp2(score)
+                mass += tl.sum(power, 1)
+                if column_lse is not None:
+                    column += tl.sum(power, 0)
+                    if start_m + BLOCK_M >= stop:
+                        column = tl.log2(column)
+            else:
+                peak = tl.maximum(top, tl.max(score, 1))
+                shift = tl.where(peak == -float("inf"), 0.0, peak)  # nothing seen yet: infinities must not meet
+                mass = mass * tl.exp2(top - shift) + tl.sum(tl.exp2(score - shift[:, None]), 1)
+                top = peak
+                if column_lse is not None:
+                    ridge = tl.maximum(column, tl.max(score, 0))
+                    ridge = tl.where(ridge == -float("inf"), 0.0, ridge)
+                    sums = tl.exp2(column - ridge) + tl.sum(tl.exp2(score - ridge[None, :]), 0)
+                    column = ridge + tl.log2(sums)
+            if column_lse is not None:
+                tl.store(column_lse + columns, column, mask=columns < C)
+                tl.store(column_sum + columns, column_positive, mask=columns < C)
+
+        tl.store(row_lse + rows, (tl.where(top == -float("inf"), 0.0, top) + tl.log2(mass)) / LOG2E, mask=live)
+        tl.store(row_sum + rows, positive / LOG2E, mask=live)
 
 
 @_kernel
 def gradient(
     a, b, row_bounds, column_bounds, count, low, high, itself, inverse_temperature, bias,
     row_lse, row_pull, row_share, column_lse, column_pull, column_share, grad,
-    width, span, part,
-    SWAPPED: tl.constexpr, PRECISION: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, SLICE: tl.constexpr, WHOLE: tl.constexpr,
+    width, span, splits, a_rows, b_rows, of_rows, of_columns, SWAPPED: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, SLICE: tl.constexpr, LEAST: tl.constexpr,
+    WHOLE: tl.constexpr,
 ):  # fmt: skip
     """``grad = W b`` for a tile of rows and a slice of dimensions, W the gradient of the scores, made anew.
 
     The rows are anchors and b holds candidates, or the reverse when ``SWAPPED``. ``row_lse`` is there when the
-    rows' own losses count, ``column_lse`` when those of the other side do. With ``bias`` these are sigmoids, and the
-    logsumexps are not read.
+    rows' own losses count, ``column_lse`` when those of the other side do; they are read where exponentials need
+    them, else they are in the pulls already. With ``bias`` these are sigmoids.
     """
-    row_first, column_first = tl.load(row_bounds), tl.load(column_bounds)
-    total_m, total_n = tl.load(row_bounds + 1) - row_first, tl.load(column_bounds + 1) - column_first
-    depth = _depth(count, BLOCK_D)
-    start_m, start_s = tl.program_id(0) * BLOCK_M, tl.program_id(1) * SLICE
-    if (start_m >= total_m) | (start_s >= depth):
+    r = tl.program_id(2)
+    row_first, total_m = _segment(row_bounds, r)
+    column_first, total_n = _segment(column_bounds, r)
+    depth = _depth(count + r, BLOCK_D)
+    start_m = tl.program_id(0) * BLOCK_M
+    part, start_s = tl.program_id(1), 0
+    if not WHOLE:
+        part, start_s = part % splits, part // splits * SLICE
+    if (start_m >= total_m) | (start_s >= depth) | _elsewhere(count + r, BLOCK_D, LEAST, WHOLE):
         return
     rows = start_m + tl.arange(0, BLOCK_M)
     place = row_first + tl.minimum(rows, total_m - 1)
     if row_lse is not None:
-        lse, pull, share = tl.load(row_lse + place), tl.load(row_pull + place), tl.load(row_share + place)
+        row = r * of_rows + place
+        pull, share = tl.load(row_pull + row), tl.load(row_share + row)
     if not SWAPPED:
         last = row_first + tl.minimum(start_m + BLOCK_M, total_m) - 1
         begin, end = tl.load(low + place)[:, None], tl.load(high + place)[:, None]
@@ -179,33 +243,48 @@ def gradient(
             own = tl.load(itself + place)[:, None]
             own_first, own_last = tl.load(itself + row_first + start_m), tl.load(itself + last)
 
-    scale = tl.load(inverse_temperature) * LOG2E
+    scale = tl.load(inverse_temperature)
+    fixed = tl.abs(scale) <= RANGE
+    scale *= LOG2E
     if bias is not None:
         offset = tl.load(bias) * LOG2E
     inner, outer = tl.arange(0, BLOCK_D), start_s + tl.arange(0, SLICE)
-    a += rows.to(tl.int64)[:, None] * width + inner[None, :]
+    a += (r.to(tl.int64) * a_rows + rows)[:, None] * width + inner[None, :]
+    b += r.to(tl.int64) * b_rows * width
     if WHOLE:
         a_tile = tl.load(a)
     result = tl.zeros((BLOCK_M, SLICE), tl.float32)
-    span_start = tl.program_id(2) * span
+    span_start = part * span
     for start_n in range(span_start, tl.minimum(span_start + span, total_n), BLOCK_N):
         columns = start_n + tl.arange(0, BLOCK_N)
         column_place = column_first + tl.minimum(columns, total_n - 1)
-        b_rows = b + columns.to(tl.int64)[:, None] * width
+        b_place = b + columns.to(tl.int64)[:, None] * width
         if WHOLE:
-            values = tl.load(b_rows + inner[None, :])
+            values = tl.load(b_place + inner[None, :])
             score = tl.dot(a_tile, tl.trans(values), input_precision=PRECISION) * scale
         else:
-            score = _scores(a, b_rows + inner[None, :], depth, BLOCK_M, BLOCK_N, BLOCK_D, PRECISION) * scale
+            score = _scores(a, b_place + inner[None, :], depth, BLOCK_M, BLOCK_N, BLOCK_D, PRECISION) * scale
 
-        weight = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-        if bias is not None:
-            score = 1 / (1 + tl.exp2(-score - offset))
+        pulls = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
         if row_lse is not None:
-            weight += pull[:, None] * (tl.exp2(score - lse[:, None]) if bias is None else score)
+            pulls += pull[:, None]
         if column_lse is not None:
-            lse_n, pull_n = tl.load(column_lse + column_place), tl.load(column_pull + column_place)
-            weight += pull_n[None, :] * (tl.exp2(score - lse_n[None, :]) if bias is None else score)
+            pulls += tl.load(column_pull + r * of_columns + column_place)[None, :]
+        if bias is not None:
+            weight = pulls / (1 + tl.exp2(-score - offset))
+        else:
+            weight = pulls
+            if fixed:
+                weight = pulls * tl.exp2(score)
+            else:
+                weight = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+                if row_lse is not None:
+                    lse = tl.load(row_lse + r * of_rows + place)
+                    weight += pull[:, None] * tl.exp2(score - lse[:, None])
+                if column_lse is not None:
+                    lse_n = tl.load(column_lse + r * of_columns + column_place)
+                    pull_n = tl.load(column_pull + r * of_columns + column_place)
+                    weight += pull_n[None, :] * tl.exp2(score - lse_n[None, :])
 
         if SWAPPED:
             position, here, block = rows[:, None], start_m, BLOCK_M
@@ -223,7 +302,7 @@ def gradient(
             if row_lse is not None:
                 shares += share[:, None]
             if column_lse is not None:
-                shares += tl.load(column_share + column_place)[None, :]
+                shares += tl.load(column_share + r * of_columns + column_place)[None, :]
             weight -= tl.where((position >= begin) & (position < end), shares, 0.0)
 
         ragged = start_n + BLOCK_N > total_n
@@ -237,69 +316,80 @@ def gradient(
 
         if not WHOLE:
             values = tl.load(
-                b_rows + outer[None, :], mask=(outer < depth)[None, :], other=0
+                b_place + outer[None, :], mask=(outer < depth)[None, :], other=0
             )  # past it nothing is packed
         result = tl.dot(weight.to(values.dtype), values, result, input_precision=PRECISION)
-    grad += tl.program_id(2).to(tl.int64) * part + rows.to(tl.int64)[:, None] * width
+    grad += ((r * splits + part).to(tl.int64) * a_rows + rows)[:, None] * width
     tl.store(grad + outer[None, :], result)
 
 
+@triton.jit
+def _sum_of_parts(grad, splits, part, inside, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr):
+    total = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
+    for _ in range(splits):
+        total += tl.load(grad, mask=inside, other=0)
+        grad += part
+    return total
+
+
 @_kernel
-def unpack(
-    z, order, bounds, mask, kept, count, packed, inverse_norm, grad, factor, g_z, g_mask, alignment,
-    stride_n, stride_d, D, width, part, splits,
-    BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
+def align(
+    bounds, count, packed, grad, alignment, width, padded, splits, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """Adds to ``g_z``; one row of ``g_mask`` and one of ``alignment``, the sum of rows times gradients, a program."""
-    first = tl.load(bounds)
-    total = tl.load(bounds + 1) - first
+    """``alignment``: of each packed row, its product with its gradient."""
+    r = tl.program_id(1)
+    _, total = _segment(bounds, r)
     start = tl.program_id(0) * BLOCK_M
     if start >= total:
         return
     rows = start + tl.arange(0, BLOCK_M)
     live = (rows < total)[:, None]
-    depth = _depth(count, BLOCK_D)
-    place = rows.to(tl.int64)[:, None] * width
-
+    packed += (r.to(tl.int64) * padded + rows)[:, None] * width
+    grad += (r.to(tl.int64) * splits * padded + rows)[:, None] * width
     dot = tl.zeros((BLOCK_M,), tl.float32)
-    for d in range(0, depth, BLOCK_D):
-        slots = place + d + tl.arange(0, BLOCK_D)[None, :]
-        pull = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
-        part_grad = grad
-        for _ in range(splits):
-            pull += tl.load(part_grad + slots, mask=live, other=0)
-            part_grad += part
+    for d in range(0, _depth(count + r, BLOCK_D), BLOCK_D):
+        slots = d + tl.arange(0, BLOCK_D)[None, :]
+        pull = _sum_of_parts(grad + slots, splits, padded.to(tl.int64) * width, live, BLOCK_M, BLOCK_D)
         dot += tl.sum(pull * tl.load(packed + slots, mask=live, other=0).to(tl.float32), 1)
-    tl.store(alignment + tl.program_id(0), tl.sum(dot, 0))
-    source = tl.load(order + first + rows, mask=rows < total, other=0)[:, None]
-    g_mask += tl.program_id(0).to(tl.int64) * D
-    bad = dot * 0  # NaN where it is not finite
-    if tl.sum(bad, 0) != 0:
-        for d in range(0, D, BLOCK_D):  # what no mask keeps must not look finite either
-            dims = d + tl.arange(0, BLOCK_D)
-            target = g_z + source * D + dims[None, :]
-            inside = dims < D
-            both = live & inside[None, :]
-            tl.store(target, tl.load(target, mask=both, other=0) + bad[:, None], mask=both)
-            tl.store(g_mask + dims, tl.zeros((BLOCK_D,), tl.float32) + tl.sum(bad, 0), mask=inside)
+    tl.store(alignment + r * padded + rows, dot, mask=rows < total)
 
-    inverse = tl.load(inverse_norm + rows)
-    dot = tl.where(inverse < 0.999 / _EPS, dot, 0.0)[:, None]  # a norm below eps is a constant
-    scale = (inverse * tl.load(factor))[:, None]
-    for d in range(0, depth, BLOCK_D):
-        ordinals = d + tl.arange(0, BLOCK_D)
-        inside = ordinals < tl.load(count)
-        slots = place + ordinals[None, :]
-        pull = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
-        part_grad = grad
-        for _ in range(splits):
-            pull += tl.load(part_grad + slots, mask=live, other=0)
-            part_grad += part
-        pull = (pull - dot * tl.load(packed + slots, mask=live, other=0).to(tl.float32)) * scale
-        dims = tl.load(kept + ordinals, mask=inside, other=0)
-        both = live & inside[None, :]
-        x = tl.load(z + source * stride_n + dims[None, :] * stride_d, mask=both, other=0).to(tl.float32)
-        tl.store(g_mask + dims, tl.sum(pull * x, 0), mask=inside)
-        target = g_z + source * D + dims[None, :]
-        pull *= tl.load(mask + dims, mask=inside, other=0)[None, :]
-        tl.store(target, tl.load(target, mask=both, other=0) + pull, mask=both)
+
+@_kernel
+def unpack(
+    z, order, bounds, mask, slot, packed, inverse_norm, grad, alignment, factor, g_z, g_mask,
+    stride_n, stride_d, N, D, width, padded, splits, masks,
+    ADD: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """Writes a block of ``g_z``, or adds to it, from all masks; a part of each ``g_mask``."""
+    start = tl.program_id(0) * BLOCK_M
+    places = start + tl.arange(0, BLOCK_M)
+    dims = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
+    inside = dims < D
+    both = (places < N)[:, None] & inside[None, :]
+    source = tl.load(order + places, mask=places < N, other=0)[:, None]
+    x = tl.load(z + source * stride_n + dims.to(tl.int64)[None, :] * stride_d, mask=both, other=0).to(tl.float32)
+    total = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
+    for r in range(masks):
+        first, size = _segment(bounds, r)
+        of_mask = tl.zeros((BLOCK_D,), tl.float32)
+        if (start < first + size) & (start + BLOCK_M > first):
+            rows = places - first
+            live = (rows >= 0) & (rows < size)
+            m = tl.load(mask + r * D + dims, mask=inside, other=0)
+            keep = live[:, None] & (m != 0)[None, :]
+            at = rows.to(tl.int64)[:, None] * width + tl.load(slot + r * D + dims, mask=inside, other=0)[None, :]
+            step = padded.to(tl.int64) * width
+            pull = _sum_of_parts(grad + r * splits * step + at, splits, step, keep, BLOCK_M, BLOCK_D)
+            dot = tl.load(alignment + r * padded + rows, mask=live, other=0)
+            bad = (dot * 0)[:, None]  # NaN where it is not finite: what no mask keeps must not look finite either
+            inverse = tl.load(inverse_norm + r * padded + rows, mask=live, other=0)
+            dot = tl.where(inverse < 0.999 / _EPS, dot, 0.0)[:, None]  # a norm below eps is a constant
+            pull -= dot * tl.load(packed + r * step + at, mask=keep, other=0).to(tl.float32)
+            pull = tl.where(keep, pull * (inverse * tl.load(factor + r))[:, None], 0.0) + bad
+            of_mask += tl.sum(tl.where(live[:, None], pull * x, 0.0), 0)
+            total += pull * m[None, :]
+        tl.store(g_mask + (r * tl.num_programs(0) + tl.program_id(0)).to(tl.int64) * D + dims, of_mask, mask=inside)
+    g_z += source * D + dims[None, :]
+    if ADD:
+        total += tl.load(g_z, mask=both, other=0)
+    tl.store(g_z, total.to(g_z.dtype.element_ty), mask=both)
