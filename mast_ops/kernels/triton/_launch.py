@@ -64,6 +64,7 @@ _TABLE: dict[str, tuple[Launch, Launch | None]] = {
     "pairs_backward": (Launch(32, 64, 4, 3), Launch(16, 64, 8, 2)),
     "pairs_backward_many": (Launch(32, 32, 4, 3), Launch(16, 16, 4, 2)),
     "pack": (Launch(32, 64, 4, 2), Launch(32, 32, 4, 2)),
+    "unpack": (Launch(32, 64, 8, 2), Launch(32, 32, 4, 2)),
     "logsumexp": (Launch(128, 128, 8, 3), Launch(128, 64, 8, 3)),
     "logsumexp_whole": (Launch(128, 64, 8, 3), None),  # at two stages nothing hides the next tile's copies
     "gradient": (Launch(64, 64, 8, 3), Launch(64, 32, 8, 3)),

@@ -55,6 +55,8 @@ def _statistics(plan: Plan, rows: Tensor, columns: Tensor) -> None:
     for masks in plan.groups():
         plan.pack(masks)
         size = masks.stop - masks.start
+        if column_parts is not None:
+            column_parts[1].zero_()
         for block in plan.depth.blocks:
             kernels.logsumexp[programs, splits, size](
                 plan.anchors.packed, plan.candidates.packed, plan.anchors.bounds[masks], plan.count[masks],
@@ -186,7 +188,7 @@ class Pull:
         return z0, z1
 
     def _unpack(self, side: Side, i: int, masks: slice, grad: Tensor) -> tuple[Tensor, Tensor]:
-        plan, tile = self.plan, launch("pack", self.plan.dtype)
+        plan, tile = self.plan, launch("unpack", self.plan.dtype)
         (size, splits), n = grad.shape[:2], len(side.order)
         blocks, columns = triton.cdiv(n, tile.rows), min(tile.columns, plan.depth.step)
         alignment, g_mask = grad.new_zeros(size, side.padded), plan.empty(size, blocks, plan.d)

@@ -106,7 +106,7 @@ def logsumexp(
     ``WHOLE``: rows are one block of dimensions, and the tile of anchors stays on the chip.
 
     With ``column_lse`` also over the anchors of all ``tiles``, for each candidate: every tile adds to what the one
-    before it left in memory. Everything in units of log2 inside.
+    before it left in memory. ``column_sum`` is zero before. Everything in units of log2 inside.
     """
     r = tl.program_id(2)
     first, total = _segment(bounds, r)
@@ -154,7 +154,6 @@ def logsumexp(
             if column_lse is not None:
                 later = (columns < C) & (start_m > start)
                 column = tl.load(column_lse + columns, mask=later, other=nothing)
-                column_positive = tl.load(column_sum + columns, mask=later, other=0)
             b_place = b + columns.to(tl.int64)[:, None] * width
             if WHOLE:
                 score = tl.dot(a_tile, tl.trans(tl.load(b_place)), input_precision=PRECISION) * scale
@@ -179,7 +178,8 @@ def logsumexp(
                 hits = tl.where(hit, score, 0.0)
                 positive += tl.sum(hits, 1)
                 if column_lse is not None:
-                    column_positive += tl.sum(hits, 0)
+                    before = tl.load(column_sum + columns, mask=columns < C, other=0)
+                    tl.store(column_sum + columns, before + tl.sum(hits, 0), mask=columns < C)
 
             if fixed:
                 power = tl.exp2(score)
@@ -200,7 +200,6 @@ def logsumexp(
                     column = ridge + tl.log2(sums)
             if column_lse is not None:
                 tl.store(column_lse + columns, column, mask=columns < C)
-                tl.store(column_sum + columns, column_positive, mask=columns < C)
 
         tl.store(row_lse + rows, (tl.where(top == -float("inf"), 0.0, top) + tl.log2(mass)) / LOG2E, mask=live)
         tl.store(row_sum + rows, positive / LOG2E, mask=live)
