@@ -88,11 +88,11 @@ def _pairs(dtype: torch.dtype, d: int, rows: int, n: int = _N) -> None:
     def empty(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         return torch.empty(shape, dtype=dtype, device="meta")
 
-    z, squared, own = empty(n, d, dtype=dtype), empty(rows, d), empty(n, dtype=torch.long)
+    z, masks, own = empty(n, d, dtype=dtype), empty(rows, d), empty(n, dtype=torch.long)
     _sums(dtype, d, rows, n)
     _sums(dtype, d, rows, n, own)
     for row, grad in ((None, empty(n, rows)), (own, empty(n))):
-        table = Table(squared, row)
+        table = Table(masks, row)
         pairs.distance(Gap(z, z), table)
         pairs.distance_backward(grad, Gap(z, z), table)
         pairs.products(z, z, table)

@@ -92,8 +92,8 @@ class Pairs(NamedTuple):
         return masks if self.kind is None or self.kinds is None else masks_of_kinds(masks, self.kinds)
 
     def table(self) -> Table:
-        """The same, squared, and the row of each pair."""
-        return Table(self.rows().square(), self.kind)
+        """The same, and the row of each pair."""
+        return Table(self.rows(), self.kind)
 
     def log_variance(self) -> Tensor | None:
         """In the dtype that sums run in: (N, D) per dimension, (N, 1) per sample, else a column for each of the rows.

@@ -106,21 +106,21 @@ def check_pairs(name: str, arguments: tuple, slack: float) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("n", "d", "r"), PAIRS)
 def test_pairs(n: int, d: int, r: int, dtype: torch.dtype, own: bool) -> None:
-    z0, z1, squared = random(n, d, dtype=dtype), random(n, d, dtype=dtype), random(r, d).square()
+    z0, z1, masks = random(n, d, dtype=dtype), random(n, d, dtype=dtype), random(r, d)
     row = torch.randint(r, (n,)).to(DEVICE) if own else None
-    check_pairs("products", (z0, z1, Table(squared, row)), SLACK_PAIRS[dtype])
+    check_pairs("products", (z0, z1, Table(masks, row)), SLACK_PAIRS[dtype])
     gaps = [Gap(z0, z1)]
     gaps += [Gap(z0, z1, random(n, d, dtype=kind), random(1, d).abs()) for kind in {torch.float32, dtype}]
     for gap in gaps:
         check_pairs("gap_sums", (gap, r, row), SLACK_PAIRS[dtype])
-        check_pairs("distance", (gap, Table(squared, row)), SLACK_PAIRS[dtype])
+        check_pairs("distance", (gap, Table(masks, row)), SLACK_PAIRS[dtype])
 
 
 @pytest.mark.parametrize("own", [False, True], ids=["all", "own"])
 def test_pairs_read_any_strides(own: bool) -> None:
-    z0, z1, squared = random(20, 33).T, random(1, 20).expand(33, 20), random(3, 20).square()
+    z0, z1, masks = random(20, 33).T, random(1, 20).expand(33, 20), random(3, 20)
     gap = Gap(z0, z1, random(33, 1).expand(33, 20), random(1, 20).abs())
-    table = Table(squared, torch.randint(3, (33,)).to(DEVICE) if own else None)
+    table = Table(masks, torch.randint(3, (33,)).to(DEVICE) if own else None)
     check_pairs("distance", (gap, table), SLACK_PAIRS[torch.float32])
     check_pairs("products", (z0, z1, table), SLACK_PAIRS[torch.float32])
     check_pairs("gap_sums", (gap, 3, table.row), SLACK_PAIRS[torch.float32])
@@ -144,20 +144,20 @@ def gradients(outputs: tuple[Tensor, ...], arguments: tuple) -> tuple[Tensor | N
 
 def test_tf32_leaves_no_bias() -> None:
     """Cutting factors to tf32 makes a sum of squares smaller by 5e-4; rounding them does not."""
-    z0, z1, squared = (
+    z0, z1, masks = (
         random(64, 400, dtype=torch.float16),
         random(64, 400, dtype=torch.float16),
-        random(1, 400).square(),
+        random(1, 400),
     )
-    exact = eager_pairs.distance(Gap(z0.double(), z1.double()), Table(squared.double()))
-    assert ((pairs.distance(Gap(z0, z1), Table(squared)) - exact) / exact).mean().abs() < 3e-5
+    exact = eager_pairs.distance(Gap(z0.double(), z1.double()), Table(masks.double()))
+    assert ((pairs.distance(Gap(z0, z1), Table(masks)) - exact) / exact).mean().abs() < 3e-5
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_pairs_keep_what_is_not_finite(bad: float) -> None:
-    z0, z1, squared = random(5, 7), random(5, 7), torch.ones(2, 7, device=DEVICE)
-    z0[3, 4], squared[:, 4] = bad, 0
-    finite = pairs.distance(Gap(z0, z1), Table(squared)).isfinite().all(1).tolist()
+    z0, z1, masks = random(5, 7), random(5, 7), torch.ones(2, 7, device=DEVICE)
+    z0[3, 4], masks[:, 4] = bad, 0
+    finite = pairs.distance(Gap(z0, z1), Table(masks)).isfinite().all(1).tolist()
     assert finite == [True, True, True, False, True]
 
 
@@ -310,8 +310,8 @@ class Launches(TorchDispatchMode):
 @pytest.mark.parametrize("n", [2, 20_000 if CUDA else 33], ids=["parts of D", "parts of N"])
 def test_one_launch_forward_and_one_backward(n: int, own: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     d = 100 if CUDA else 17
-    z0, z1, squared = random(n, d, dtype=torch.float16), random(n, d, dtype=torch.float16), random(2, d).square()
-    table = Table(squared, torch.randint(2, (n,)).to(DEVICE) if own else None)
+    z0, z1, masks = random(n, d, dtype=torch.float16), random(n, d, dtype=torch.float16), random(2, d)
+    table = Table(masks, torch.randint(2, (n,)).to(DEVICE) if own else None)
     gap, g = Gap(z0, z1), random(n) if own else random(n, 2)
     g_sums = random(2 if own else 1, d)
     pairs.distance(gap, table)  # the first makes the counters
@@ -342,15 +342,15 @@ def test_counters_are_shared_on_the_default_stream_alone(monkeypatch: pytest.Mon
 def test_no_large_buffer(own: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_launch, "ROOM", 1)  # bytes of what has all masks
     n, d, r = (1024, 64, 12) if CUDA else (64, 16, 4)  # a GPU's tiles pad small problems to more than they hold
-    z0, z1, squared = random(n, d), random(n, d), random(r, d).square()
+    z0, z1, masks = random(n, d), random(n, d), random(r, d)
     row = torch.randint(r, (n,)).to(DEVICE) if own else None
     shape = (n,) if own else (n, r)
     with Largest() as pairs_memory:
-        pairs.products(z0, z1, Table(squared, row))
-        pairs.distance_backward(random(*shape), Gap(z0, z1), Table(squared, row))
+        pairs.products(z0, z1, Table(masks, row))
+        pairs.distance_backward(random(*shape), Gap(z0, z1), Table(masks, row))
     assert pairs_memory.numel < n * d * r / 3
     ids = torch.arange(n, device=DEVICE)
-    case = Contrast(z0, z1, squared, torch.tensor(10.0, device=DEVICE), ids, ids, row, not own)
+    case = Contrast(z0, z1, masks, torch.tensor(10.0, device=DEVICE), ids, ids, row, not own)
     with Largest() as contrast_memory:
         losses, lse = contrast.forward(case)
         contrast.backward(case, losses, lse)

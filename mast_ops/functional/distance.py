@@ -136,9 +136,9 @@ def mean_gap(gap: Gap, table: Table, run: Run) -> Tensor:
 
     Samples are summed before masks act: all rows cost no more than one.
     """
-    sums = ops.gap_sums(gap, len(table.squared), table.row, run.backend)
+    sums = ops.gap_sums(gap, len(table.masks), table.row, run.backend)
     total = (table.squared * sums).sum() / len(gap.z0)
-    return total / len(table.squared) if table.row is None else total
+    return total / len(table.masks) if table.row is None else total
 
 
 def cosine_of_pairs(pairs: Pairs, run: Run, eps: float | Tensor = COSINE_EPS) -> Tensor:

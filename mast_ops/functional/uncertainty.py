@@ -216,15 +216,16 @@ def _likelihood(gap: Gap, table: Table, run: Run, doubt: tuple[Tensor, Tensor | 
     variances relative to the shared one, so that what weighs a difference neither overflows nor vanishes on the way.
     """
     log_variance, shared = doubt
-    excess = torch.relu(table.squared - 1)
+    squared = table.squared
+    excess = torch.relu(squared - 1)
     scale = torch.full_like(log_variance[:1], 0.5 if shared is None else 1)
     if shared is None:
         back = _pooled(0.5 * log_variance, excess, table.row, reduction)
     else:
         price = shared.exp() * log_variance
         log_variance = log_variance - shared
-        back = _pooled(log_variance, table.squared, table.row, reduction)
-        back = back - _pooled(price, table.squared - excess, table.row, reduction)
+        back = _pooled(log_variance, squared, table.row, reduction)
+        back = back - _pooled(price, squared - excess, table.row, reduction)
     gap = gap._replace(log_variance=log_variance, scale=scale)
     if reduction == "none":
         return ops.distance(gap, table, run.backend) - back
@@ -264,7 +265,7 @@ def _mismatch(pairs: Pairs, run: Run) -> Tensor:
     total = run.total(torch.cat([z0.sum(dim=0) + z1.sum(dim=0), z0.new_full((1,), 2 * len(z0))]))
     mean = total[:-1] / total[-1]
     table = pairs.table()
-    table = table._replace(squared=table.squared.detach())
+    table = table._replace(masks=table.masks.detach())
     _, norm0, norm1 = ops.products(z0 - mean, z1 - mean, table, run.backend)
     norms = norm0 + norm1
     return ops.distance(Gap(z0, z1), table, run.backend) / torch.where(norms == 0, 1, norms)
@@ -281,6 +282,7 @@ def _log_harmonic_mean(log_variance: Tensor, run: Run) -> Tensor:
 
 def _mass(pairs: Pairs) -> Tensor:
     """Share of the dimensions that a pair is seen through, ``mean_d min(m_kd^2, 1)``: (K,), or (N,) with ``kind``."""
-    squared, row = pairs.table()
+    table = pairs.table()
+    squared, row = table.squared, table.row
     mass = (squared - torch.relu(squared - 1)).mean(dim=1)
     return mass if row is None else mass[row]

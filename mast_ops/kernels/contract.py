@@ -11,11 +11,15 @@ from torch import Tensor
 
 
 class Table(NamedTuple):
-    """Rows of squared masks, (R, D), in the dtype that sums run in; and the row that each sample reads."""
+    """Rows of masks, (R, D), in the dtype that sums run in: operators square them. And what row each sample reads."""
 
-    squared: Tensor
+    masks: Tensor
     row: Tensor | None = None
     """(N,) int64. None: every sample reads all R rows, and results are (N, R) instead of (N,)."""
+
+    @property
+    def squared(self) -> Tensor:
+        return self.masks.square()
 
 
 class Gap(NamedTuple):
@@ -97,20 +101,20 @@ class PairsFormulas(Protocol):
     """Positive pairs."""
 
     def distance(self, gap: Gap, table: Table) -> Tensor:
-        """``sum_d squared_rd gap_id``."""
+        """``sum_d masks_rd^2 gap_id``."""
 
     def gap_sums(self, gap: Gap, num_rows: int, row: Tensor | None) -> Tensor:
         """Sum of the gap over samples, (1, D), or (num_rows, D) with ``row``, each row over its own samples."""
 
     def products(self, z0: Tensor, z1: Tensor, table: Table) -> tuple[Tensor, Tensor, Tensor]:
-        """``sum_d squared_rd x_id`` for x = z0 z1, z0^2 and z1^2: dot products and squared norms."""
+        """``sum_d masks_rd^2 x_id`` for x = z0 z1, z0^2 and z1^2: dot products and squared norms."""
 
 
 class PairsKernels(PairsFormulas, Protocol):
     """With their gradients."""
 
     def distance_backward(self, grad: Tensor, gap: Gap, table: Table) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """Of z0, z1, squared and log_variance."""
+        """Of z0, z1, masks and log_variance."""
 
     def gap_sums_backward(self, grad: Tensor, gap: Gap, row: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
         """Of z0, z1 and log_variance."""
@@ -118,7 +122,7 @@ class PairsKernels(PairsFormulas, Protocol):
     def products_backward(
         self, grads: tuple[Tensor, Tensor, Tensor], z0: Tensor, z1: Tensor, table: Table
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Of z0, z1 and squared."""
+        """Of z0, z1 and masks."""
 
 
 class ContrastFormulas(Protocol):

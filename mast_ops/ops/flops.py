@@ -17,7 +17,7 @@ Shapes = dict[str, Any]
 
 def _pooled(x: Shapes) -> int:
     """(N, D) times (D, R); where each sample reads a row of its own, nothing is multiplied as a matrix."""
-    (n, d), (r, _) = x["z0"], x["squared"]
+    (n, d), (r, _) = x["z0"], x["masks"]
     return 0 if x["row"] is not None else int(2 * n * d * r)
 
 

@@ -12,7 +12,7 @@ from mast_ops.ops.backend import Backend, pairs_kernels, plain, resolve
 
 _formulas: PairsFormulas = eager
 _GAP = "Tensor z0, Tensor z1, Tensor? log_variance, Tensor? scale"
-_TABLE = "Tensor squared, Tensor? row"
+_TABLE = "Tensor masks, Tensor? row"
 
 
 def distance(gap: Gap, table: Table, backend: Backend = "auto") -> Tensor:
@@ -40,8 +40,8 @@ def products(z0: Tensor, z1: Tensor, table: Table, backend: Backend = "auto") ->
 
 
 def _pooled(z: Tensor, table: Table) -> Tensor:
-    n, num_rows = z.shape[0], table.squared.shape[0]  # len() would fix them while torch.compile traces
-    return table.squared.new_empty((n, num_rows) if table.row is None else (n,))
+    n, num_rows = z.shape[0], table.masks.shape[0]  # len() would fix them while torch.compile traces
+    return table.masks.new_empty((n, num_rows) if table.row is None else (n,))
 
 
 def _fake_gap_sums(*flat: Any) -> Tensor:
@@ -55,7 +55,7 @@ _distance = with_gradient(
     lambda *flat: pairs_kernels(flat[6]).distance(Gap(*flat[:4]), Table(*flat[4:6])),
     lambda *flat: _pooled(flat[0], Table(*flat[4:6])),
     lambda grad, *flat: pairs_kernels(flat[6]).distance_backward(grad, Gap(*flat[:4]), Table(*flat[4:6])),
-    learned=("z0", "z1", "squared", "log_variance"),
+    learned=("z0", "z1", "masks", "log_variance"),
 )
 _gap_sums = with_gradient(
     "gap_sums",
@@ -71,6 +71,6 @@ _products = with_gradient(
     lambda *flat: pairs_kernels(flat[4]).products(flat[0], flat[1], Table(*flat[2:4])),
     lambda *flat: tuple(_pooled(flat[0], Table(*flat[2:4])) for _ in range(3)),
     lambda *flat: pairs_kernels(flat[7]).products_backward(flat[:3], flat[3], flat[4], Table(*flat[5:7])),
-    learned=("z0", "z1", "squared"),
+    learned=("z0", "z1", "masks"),
     outputs=3,
 )

@@ -35,7 +35,7 @@ def distance_backward(grad: Tensor, gap: Gap, table: Table) -> tuple[Tensor, Ten
     for tile in _tiles(gap.z0):
         grads.write(masks.slope(grad, tile), gap, tile)
         masks.pull(g_squared, grad, _values(gap, tile), tile)
-    return grads.z0, grads.z1, g_squared[: len(table.squared)], grads.log_variance
+    return grads.z0, grads.z1, masks.gradient(g_squared), grads.log_variance
 
 
 def gap_sums(gap: Gap, num_rows: int, row: Tensor | None) -> Tensor:
@@ -85,7 +85,7 @@ def products_backward(
             _store(g_z, torch.addcmul(through_norm, slope, other, out=_room(g_z, tile, x.dtype)), tile)
         for grad, (x, y) in ((g_dot, (x0, x1)), (g_norm0, (x0, x0)), (g_norm1, (x1, x1))):
             masks.pull(g_squared, grad, x * y, tile)
-    return g_z0, g_z1, g_squared[: len(table.squared)]
+    return g_z0, g_z1, masks.gradient(g_squared)
 
 
 class _Masks:
@@ -96,9 +96,9 @@ class _Masks:
     """
 
     def __init__(self, table: Table) -> None:
-        squared, self.row = table
-        self.count = len(squared)
-        missing = -len(squared) % 8 if len(squared) > 8 and self.row is None else 0
+        self.masks, self.row = table
+        self.count, squared = len(table.masks), table.squared
+        missing = -self.count % 8 if self.count > 8 and self.row is None else 0
         self.squared = F.pad(squared, (0, 0, 0, missing)) if missing else squared
 
     def new_pooled(self, z: Tensor) -> Tensor:
@@ -127,11 +127,15 @@ class _Masks:
         return self._own(tile).mul_(grad[tile.samples])
 
     def pull(self, g_squared: Tensor, grad: Tensor, x: Tensor, tile: _Tile) -> None:
-        """Add a tile's part of the masks' gradient. May overwrite ``x``."""
+        """Add a tile's part of the squared masks' gradient. May overwrite ``x``."""
         if self.row is None:
             g_squared[:, tile.dims].addmm_(grad[tile.samples].T, x)
         else:
             _add_by_row(g_squared, x.mul_(grad[tile.samples]), self.row, tile)
+
+    def gradient(self, g_squared: Tensor) -> Tensor:
+        """Of the masks themselves."""
+        return g_squared[: self.count].mul_(self.masks).mul_(2)
 
     def _own(self, tile: _Tile) -> Tensor:
         assert self.row is not None

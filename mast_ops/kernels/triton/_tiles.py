@@ -18,6 +18,11 @@ def read(x, rows, dims, stride_n, stride_d, inside):
 
 
 @triton.jit
+def read_masks(masks, rows, dims, R, D):
+    return read(masks, rows, dims, D, 1, (rows < R)[:, None] & (dims < D)[None, :])
+
+
+@triton.jit
 def _rounded(x):
     """To tf32's 11 bits (Veltkamp's splitting). Tensor cores cut the other bits off, and a sum of squares shrinks."""
     big = x * 8193.0
