@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch._compile import _disable_dynamo
 from torch.utils.data import get_worker_info
 
 from mast_ops._batch_views import views_of_batch
@@ -88,7 +89,8 @@ class FactorizedViews:
     A draw runs under a seed for torch (the CPU, and x's device), `random`, and numpy's global state where numpy is
     imported, and all of them are put back: a call advances `generator` by its decisions and seeds, and nothing
     else. These states are the process's, so calls from several threads wait for one another; other code that draws
-    from them in a thread of its own meanwhile still spoils the replay.
+    from them in a thread of its own meanwhile still spoils the replay. A compiled step may hold the views: they run
+    outside of its graphs.
     A callable's method `set_random_seed(seed)`, as albumentations >= 2 have it for generators of their own,
     is called too; and albumentations are applied as `augmentation(image=x)["image"]`.
 
@@ -252,6 +254,14 @@ class FactorizedViews:
             self._generator.set_state(torch.tensor(list(numbers), dtype=torch.uint8, device="cpu"))
 
     def __call__(self, x: Any) -> Any:
+        return self._uncompiled(x) if torch.compiler.is_dynamo_compiling() else self._make(x)
+
+    @_disable_dynamo  # what torch.compiler.disable is, but for its import, which workers of a loader need not pay
+    def _uncompiled(self, x: Any) -> Any:
+        """Seeds and comparisons are Python's, and would be compiled again and again."""
+        return self._make(x)
+
+    def _make(self, x: Any) -> Any:
         check_input(x, self._batched)
         with _lock:
             views, kind = self._call(x)

@@ -214,6 +214,25 @@ def test_what_a_head_reads():
     assert FactorizedViews(stamps(), pairs="all_but_one").kind_names == ("b+c", "a+c", "a+b")
 
 
+def test_a_compiled_step_runs_the_views_outside_of_its_graphs():
+    """Inside, each seed would be a constant, and every call compiled anew."""
+    graphs = []
+
+    def backend(graph, _):
+        graphs.append(graph.code)
+        return graph
+
+    views = FactorizedViews({"shift": lambda x: x + torch.rand(len(x), 1, 1, 1)}, batched=True)
+    x = torch.rand(8, 3, 4, 4)
+    step = torch.compile(lambda x: [2 * view for view in views(x)[:2]], backend=backend)
+    for seed in range(2):
+        torch.manual_seed(seed)
+        got = step(x)
+        torch.manual_seed(seed)
+        assert all(map(torch.equal, got, [2 * view for view in views(x)[:2]]))
+    assert len(graphs) == 1
+
+
 def test_printed_it_says_its_kinds_and_their_shares():
     wanted = "FactorizedViews(a, b, c; kinds: a 0.167, b 0.167, c 0.167, all 0.5; 2 views, batched=False)"
     assert repr(FactorizedViews(stamps())) == wanted
