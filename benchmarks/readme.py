@@ -86,7 +86,7 @@ def part(name: str, folder: Path, results: Path) -> str:
         return apart(results / name / "results.json", APART[name])
     file = results / EVIDENCE / "results.json"
     if name in SHORT:
-        return evidence(results / EVIDENCE / f"{name}.json", report.means)
+        return evidence(results / EVIDENCE / f"{name}.json", report.brief)
     if name == "evidence" or not file.exists():
         return evidence(file, report.short)
     document = json.loads(file.read_text())

@@ -279,6 +279,30 @@ def test_regret_is_what_is_missing_to_the_best_subset_seed_by_seed():
     assert [cell.strip() for cell in table[3].split("|")[2:4]] == ["0.0 ± 0.0", "5.0 ± 0.0"]
 
 
+def test_the_oracle_is_of_the_seeds_that_all_its_subsets_ran_on():
+    def runs_of(*color: float):
+        return {
+            seed: dict.fromkeys(("linear", "layers"), dict.fromkeys(TASKS, 10.0) | {"color": c})
+            for seed, c in enumerate(color)
+        }
+
+    methods = {
+        "vicreg/composed": runs_of(20.0, 30.0, 40.0),
+        "vicreg/without-color": runs_of(80.0, 90.0),
+        "vicreg/mast": runs_of(75.0, 85.0, 0.0),
+        "vicreg/looc": runs_of(70.0),  # too few
+    }
+    table = report.brief({"results": {"methods": methods}}).splitlines()
+    assert any(line.startswith("| best subset for each task (oracle), seeds 0, 1 | 10.0") for line in table)
+    assert [line.split("|")[3].strip() for line in table if "MAST" in line and "±" in line][-1] == "5.0 ± 0.0"
+    assert sum("LooC" in line for line in table) == 1
+
+
+def test_subsets_alone_have_no_table_of_what_nobody_draws():
+    runs = {0: {"linear": dict.fromkeys([*TASKS, "stroke"], 10.0)}}
+    assert report.of_the_object({"results": {"methods": {"vicreg/without-color": runs}}}) == ""
+
+
 def test_the_same_method_is_run_once():
     assert canonical("noise", "clean, plain") == ("methods", "vicreg/mast")
     assert canonical("ablations", "no uncertainty") == ("methods", "vicreg/mast")

@@ -46,14 +46,29 @@ def scores(runs: dict[int, Any], kind: str = "linear", tasks: tuple[str, ...] = 
 def oracle(
     methods: dict[str, dict[int, Any]], kind: str = "linear", base: str = "vicreg"
 ) -> dict[str, list[float]] | None:
-    """For each task the best subset of augmentations, composed: what the base could do if it knew the task."""
+    """For each task the best subset of augmentations, composed: what the base could do if it knew the task.
+
+    Of the seeds that every subset ran on."""
     subsets = {n: runs for n, runs in methods.items() if n.startswith((f"{base}/without-", f"{base}/composed"))}
     if len(subsets) < 2:
         return None
+    seeds = oracle_seeds(methods, base)
+    subsets = {name: _of(seeds, runs) for name, runs in subsets.items()}
     best = {}
     for task in _TASKS:
         best[task] = max((scores(runs, kind)[task] for runs in subsets.values()), key=np.mean)
     return best | {"mean": [float(np.mean(row)) for row in zip(*best.values(), strict=True)]}
+
+
+def oracle_seeds(methods: dict[str, dict[int, Any]], base: str = "vicreg") -> set[int]:
+    """Those of :func:`oracle`."""
+    return set.intersection(
+        *(set(runs) for name, runs in methods.items() if name.startswith((f"{base}/without-", f"{base}/composed")))
+    )
+
+
+def _of(seeds: set[int], runs: dict[int, Any]) -> dict[int, Any]:
+    return {seed: run for seed, run in runs.items() if seed in seeds}
 
 
 def text(document: dict[str, Any]) -> str:
@@ -112,7 +127,7 @@ def of_the_object(document: dict[str, Any]) -> str:
     """Linear probes for what no augmentation draws and no method is told; where the images have such labels."""
     methods = {name: runs for name, runs in document["results"]["methods"].items() if "/without-" not in name}
     seen = [run["linear"] for runs in methods.values() for run in runs.values()]
-    attributes = [name for name in seen[0] if name not in _TASKS]
+    attributes = [name for name in (seen[0] if seen else ()) if name not in _TASKS]
     if not attributes or not all(set(attributes) <= set(one) for one in seen):
         return ""
     tasks = ("class", *attributes)
@@ -130,9 +145,15 @@ def of_the_object(document: dict[str, Any]) -> str:
     return "\n".join([heading, "|---|" + "---:|" * (len(tasks) + 1), *rows])
 
 
+def brief(document: dict[str, Any]) -> str:
+    """Means, and how far the oracle is where its subsets ran."""
+    return "\n\n".join(filter(None, (means(document), regret(document["results"]["methods"]))))
+
+
 def means(document: dict[str, Any]) -> str:
     """One row a method: the class, means of the six tasks and of those that nobody draws, with earlier layers too."""
-    methods = {name: runs for name, runs in document["results"]["methods"].items() if "/without-" not in name}
+    everything = document["results"]["methods"]
+    methods = {name: runs for name, runs in everything.items() if "/without-" not in name}
     first = next(run for runs in methods.values() for run in runs.values())
     own = ("class", *(task for task in first["linear"] if task not in _TASKS))
     columns = [
@@ -147,11 +168,12 @@ def means(document: dict[str, Any]) -> str:
         found = [scores(runs, kind, tasks)[column] for _, kind, tasks, column in columns]
         cells = [_cell(values) if len(values) > 2 else f"{np.mean(values):.1f}" for values in found]
         rows.append(f"| {' | '.join([_title('methods', name), *cells])} |")
-    if best := oracle(methods):
-        with_layers = oracle(methods, "layers")
+    if best := oracle(everything):
+        with_layers = oracle(everything, "layers")
         assert with_layers is not None
         cells = [_cell(best["class"]), _cell(best["mean"]), _cell(with_layers["mean"]), "", ""]
-        rows.append(f"| {' | '.join(['best subset for each task (oracle)', *cells])} |")
+        of = ", ".join(map(str, sorted(oracle_seeds(everything))))
+        rows.append(f"| {' | '.join([f'best subset for each task (oracle), seeds {of}', *cells])} |")
     heading = f"| linear probe, %, means | {' | '.join(title for title, *_ in columns)} |"
     return "\n".join([heading, "|---|" + "---:|" * len(columns), *rows])
 
@@ -163,9 +185,10 @@ def regret(methods: dict[str, dict[int, Any]]) -> str:
         best = oracle(methods, base=name.split("/")[0])
         if best is None or "/without-" in name:
             continue
-        mine = scores(runs)
-        if any(len(mine[column]) != len(best[column]) for column in columns):
-            continue  # some seeds are missing
+        seeds = oracle_seeds(methods, name.split("/")[0])
+        if not seeds <= set(runs):
+            continue
+        mine = scores(_of(seeds, runs))
         gaps = [[b - m for b, m in zip(best[column], mine[column], strict=True)] for column in columns]
         lines.append(f"| {_title('methods', name)} | " + " | ".join(map(_cell, gaps)) + " |")
     if not lines:
