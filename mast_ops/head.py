@@ -56,7 +56,7 @@ class MaskedSubspaceHead(nn.Module):
     Raises:
         ValueError: No or repeated names, a width that the projector's layers leave open (pass the argument
             that the message names), masks of another shape.
-        TypeError: Names that are not strings, or a bare string for ``subspaces``.
+        TypeError: Names that are not strings, or a bare string for ``subspaces``; a head as projector.
 
     Shape:
         - Input: whatever the projector takes; (N, input_dim) with ``uncertainty``.
@@ -103,6 +103,11 @@ class MaskedSubspaceHead(nn.Module):
         if kinds is not None:
             check_kinds(kinds, len(self.subspaces))
         check_is("projector", projector, nn.Module, "a module of torch.nn")
+        if isinstance(projector, MaskedSubspaceHead):
+            raise TypeError(
+                "projector: got a MaskedSubspaceHead, wanted a module that gives a tensor, as its .projector; "
+                "for other augmentations take its with_subspaces()"
+            )
         if input_dim is not None:
             check_count("input_dim", input_dim)
         dim = _width("output", output_dim, projector)

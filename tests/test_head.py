@@ -362,6 +362,12 @@ def test_data_parallel_is_refused():
         nn.Sequential(MaskedSubspaceHead(mlp(), 3))[0]._replicate_for_data_parallel()
 
 
+def test_a_head_is_not_wrapped_again():
+    """As by a notebook's cell that is run twice."""
+    with pytest.raises(TypeError, match=r"^projector: got a MaskedSubspaceHead, wanted .* its \.projector"):
+        MaskedSubspaceHead(with_kinds(), ["crop"], output_dim=16)
+
+
 @pytest.mark.parametrize("part", ["chunk", "split"])
 def test_an_output_is_parted_along_samples_alone(part):
     out = with_kinds()(torch.randn(4, 16))

@@ -868,11 +868,11 @@ def agreeing(first: list[ViewPair], second: list[ViewPair]) -> list[bool]:
 
 @pytest.mark.parametrize("given", [None, 9])
 def test_forked_workers_have_streams_of_their_own(given):
-    batches = epochs("fork", 3, 0, given)
+    batches = epochs("fork", 2, 0, given)
     assert_own_streams(batches)
-    assert all(agreeing(batches, epochs("fork", 3, 0, given)))
-    assert not any(agreeing(batches, epochs("fork", 3, 1, given)))
-    assert not any(agreeing(batches, epochs("fork", 3, 0, 10)))
+    assert all(agreeing(batches, epochs("fork", 2, 0, given)))
+    assert not any(agreeing(batches, epochs("fork", 2, 1, given)))
+    assert given is None or not any(agreeing(batches, epochs("fork", 2, 0, 10)))
 
 
 def test_persistent_workers_go_on():
