@@ -229,9 +229,10 @@ def _uncertainty(methods: Runs, noise: Runs) -> list[str]:
         f"{_figure(fall['plain'] - fall['uncertainty'])}. The predicted variance then tells spoiled views from "
         f"whole ones (AUROC {auroc:.2f}). A model that never saw a spoiled pair calls spoiled views *certain* "
         f"(AUROC {blind:.2f}).",
-        "**Not reproduced: uncertainty that rises with strength.** The rank correlation with the strength of "
-        f"all augmentations together is {rho:.2f}. Uncertainty rises for rotation and colour, "
-        f"and falls for blur and scale.",
+        "**Not reproduced by the likelihood: uncertainty that rises with strength.** The rank correlation with the "
+        f"strength of all augmentations together is {rho:.2f}. Uncertainty rises for rotation and colour, "
+        f"and falls for blur and scale. A prediction of which view is the harder one rises, "
+        "[below](#uncertainty-that-means-difficulty).",
     ]
 
 
