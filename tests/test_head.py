@@ -180,9 +180,8 @@ def test_autocast_keeps_masks_and_log_variance_in_float32():
     assert all(p.grad.isfinite().all() for p in head.parameters())
 
 
-@pytest.mark.parametrize("kinds", [torch.eye(3).bool(), KINDS])
-def test_compiles_whole_with_its_loss(kinds):
-    head, criterion = MaskedSubspaceHead(mlp(), NAMES, kinds=kinds, uncertainty="subspace"), SubspaceVICRegLoss()
+def test_compiles_whole_with_its_loss():
+    head, criterion = MaskedSubspaceHead(mlp(), NAMES, kinds=KINDS, uncertainty="subspace"), SubspaceVICRegLoss()
 
     def step(h0, h1, kind):
         out0, out1 = head(h0), head(h1)

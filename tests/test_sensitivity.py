@@ -367,10 +367,9 @@ def test_every_backend_gives_the_same(backend, weighted):
     torch.testing.assert_close([x.double() for x in got], list(wanted), **loose)
 
 
-@pytest.mark.parametrize("weighted", [False, True])
-def test_it_compiles_whole_with_any_batch(weighted):
+def test_it_compiles_whole_with_any_batch():
     def call(z0, z1, masks, kind, weight):
-        return MF.subspace_sensitivity(z0, z1, masks, kind=kind, weight=weight if weighted else None)
+        return MF.subspace_sensitivity(z0, z1, masks, kind=kind, weight=weight)
 
     compiled = torch.compile(call, fullgraph=True, dynamic=True, backend="aot_eager")
     for n in (9, 14):
