@@ -222,6 +222,15 @@ def test_contrast_at_low_temperature(dtype: torch.dtype, form: str) -> None:
     check_contrast(contrast_case(20, 20, 12, 2, dtype, form, 0.005), 20 * SLACK_CONTRAST[dtype])
 
 
+@pytest.mark.parametrize("temperature", [1 / 60, 1 / 70])
+def test_a_solved_batch_has_no_loss_but_rounding(temperature: float) -> None:
+    """One exponential is all of the sum, with and without a maximum: its logsumexp is the positive's score."""
+    z = torch.eye(5, 20, device=DEVICE)
+    ids, masks = torch.arange(5, device=DEVICE), torch.ones(1, 20, device=DEVICE)
+    losses, _ = contrast.forward(Contrast(z, z, masks, torch.tensor(1 / temperature), ids, ids, None, True))
+    assert max(float(x.abs().max()) for x in losses) <= 1e-6
+
+
 @pytest.mark.parametrize("form", ["cross both ways", "self own"])
 def test_contrast_reads_any_strides_and_one_mask_a_launch(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_launch, "ROOM", 1)

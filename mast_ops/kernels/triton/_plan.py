@@ -43,6 +43,7 @@ class Plan:
         (z0,) = readable(problem.z0)
         self.dtype = z0.dtype
         self.depth = depth(self.dtype, self.d)
+        self.fixed = problem.inverse_temperature.abs() <= kernels.RANGE.value
         self.group = self._masks_of_a_launch(z0.element_size())
 
         self.anchors = self._side(z0, problem.sample0, problem.row)

@@ -31,18 +31,16 @@ def forward(problem: Contrast) -> Contrasted:
         rows = plan.empty(2, problem.num_rows, n)
         columns = plan.empty(2, plan.r, c if problem.both_ways else 0)
         _statistics(plan, rows, columns)
-        of_rows = _losses(rows, plan.positives(0), plan.anchors.order)
-        if problem.both_ways:
-            other = _losses(columns, plan.positives(1), plan.candidates.order)
-        else:
-            other = plan.empty(0, plan.r), plan.empty(0, plan.r)
+        of_rows = _losses(plan, rows, 0)
+        none = plan.empty(0, plan.r), plan.empty(0, plan.r)
+        other = _losses(plan, columns, 1) if problem.both_ways else none
         if problem.row is not None:
             of_rows, other = (of_rows[0].squeeze(1), of_rows[1].squeeze(1)), (plan.empty(0), plan.empty(0))
         return Contrasted((of_rows[0], other[0]), (of_rows[1], other[1]))
 
 
 def _statistics(plan: Plan, rows: Tensor, columns: Tensor) -> None:
-    """Logsumexps of the scores, and sums of those of positives: (2, R or 1, N) and (2, R, C or 0)."""
+    """Logsumexps of the scores, or sums of exponentials, and sums of positives: (2, R or 1, N) and (2, R, C or 0)."""
     problem, tile = plan.problem, plan.launch("logsumexp")
     n, c, both_ways, own = rows.shape[2], len(plan.candidates.order), problem.both_ways, problem.row is not None
     row_tiles = triton.cdiv(n, tile.rows)
@@ -67,13 +65,17 @@ def _statistics(plan: Plan, rows: Tensor, columns: Tensor) -> None:
                 tile.rows, tile.columns, block, plan.depth.step, plan.depth.is_whole, **tile.options,
             )  # fmt: skip
         if not own:
-            rows[0, masks] = row_parts[0, :size].logsumexp(1)
-            rows[1, masks] = row_parts[1, :size].sum(1)
+            rows[:, masks] = _sum(plan, row_parts[:, :size])
         if column_parts is not None:
-            parts = column_parts[:, :size].div_(kernels.LOG2E.value)
-            columns[0, masks], columns[1, masks] = parts[0].logsumexp(1), parts[1].sum(1)
+            columns[:, masks] = _sum(plan, column_parts[:, :size])
     if own:  # each anchor is in one group or another
-        rows[0], rows[1] = row_parts[0].logsumexp(1), row_parts[1].sum(1)
+        rows.copy_(_sum(plan, row_parts))
+
+
+def _sum(plan: Plan, parts: Tensor) -> Tensor:
+    """Over the programs that each saw a part: (2, R, programs, N) to (2, R, N)."""
+    mass, lse = parts[0].sum(1), (parts[0] / kernels.LOG2E.value).logsumexp(1)
+    return torch.stack([torch.where(plan.fixed, mass, lse), parts[1].sum(1)])
 
 
 def backward(problem: Contrast, grads: Both, lse: Both) -> ContrastGradients:
@@ -129,8 +131,7 @@ class Direction:
     def of(cls, plan: Plan, side: int, grad: Tensor, lse: Tensor) -> "Direction":
         order = (plan.candidates if side else plan.anchors).order
         lse, grad = (x.reshape(len(order), -1)[order].T.contiguous() for x in (lse * kernels.LOG2E.value, grad))
-        fixed = plan.problem.inverse_temperature.abs() <= kernels.RANGE.value
-        return cls(lse, torch.where(fixed, grad * torch.exp2(-lse), grad), grad / plan.positives(side))
+        return cls(lse, torch.where(plan.fixed, grad * torch.exp2(-lse), grad), grad / plan.positives(side))
 
     def of_masks(self, masks: slice) -> tuple[Tensor, Tensor, Tensor]:
         own = len(self.lse) == 1
@@ -208,7 +209,13 @@ class Pull:
         return g_mask.sum(1), alignment.sum(1)
 
 
-def _losses(sums: Tensor, count: Tensor, order: Tensor) -> tuple[Tensor, Tensor]:
+def _losses(plan: Plan, sums: Tensor, side: int) -> tuple[Tensor, Tensor]:
     """(2, R, N) sorted to (N, R) as given: losses, and logsumexps."""
-    loss, lse = (sums[0] - sums[1] / count).T.contiguous(), sums[0].T.contiguous()
+    order, positive = (plan.candidates if side else plan.anchors).order, sums[1] / plan.positives(side)
+    # Where one score is all of the sum, the logsumexp is that score, to the last digit: the logarithm of a large
+    # number is not, and a gradient that is the difference of two numbers alike would be left with the rounding.
+    shift = torch.fmax(positive, sums[0].log2() - 40).clamp_min(-2 * kernels.RANGE.value)
+    lse = (shift + (sums[0] * (-shift).exp2()).log2()) / kernels.LOG2E.value
+    lse, positive = torch.where(plan.fixed, lse, sums[0]), positive / kernels.LOG2E.value
+    loss, lse = (lse - positive).T.contiguous(), lse.T.contiguous()
     return torch.empty_like(loss).index_copy_(0, order, loss), torch.empty_like(lse).index_copy_(0, order, lse)

@@ -103,10 +103,12 @@ def logsumexp(
 ):  # fmt: skip
     """Tiles of anchors against a span of candidates: logsumexp of the scores, sum of those of positives.
 
+    Where exponentials need no maximum, their sum in place of the logsumexp.
+
     ``WHOLE``: rows are one block of dimensions, and the tile of anchors stays on the chip.
 
     With ``column_lse`` also over the anchors of all ``tiles``, for each candidate: every tile adds to what the one
-    before it left in memory. ``column_sum`` is zero before. Everything in units of log2 inside.
+    before it left in memory. ``column_sum`` is zero before. All in units of log2.
     """
     r = tl.program_id(2)
     first, total = _segment(bounds, r)
@@ -186,8 +188,6 @@ def logsumexp(
                 mass += tl.sum(power, 1)
                 if column_lse is not None:
                     column += tl.sum(power, 0)
-                    if start_m + BLOCK_M >= stop:
-                        column = tl.log2(column)
             else:
                 peak = tl.maximum(top, tl.max(score, 1))
                 shift = tl.where(peak == -float("inf"), 0.0, peak)  # nothing seen yet: infinities must not meet
@@ -201,8 +201,10 @@ def logsumexp(
             if column_lse is not None:
                 tl.store(column_lse + columns, column, mask=columns < C)
 
-        tl.store(row_lse + rows, (tl.where(top == -float("inf"), 0.0, top) + tl.log2(mass)) / LOG2E, mask=live)
-        tl.store(row_sum + rows, positive / LOG2E, mask=live)
+        if not fixed:
+            mass = tl.where(top == -float("inf"), 0.0, top) + tl.log2(mass)
+        tl.store(row_lse + rows, mass, mask=live)
+        tl.store(row_sum + rows, positive, mask=live)
 
 
 @_kernel
