@@ -276,7 +276,7 @@ def test_regret_is_what_is_missing_to_the_best_subset_seed_by_seed():
         }
     ).splitlines()
     assert len(table) == 4  # the oracle's own rows are not there
-    assert [cell.strip() for cell in table[3].split("|")[2:4]] == ["0.0 ± 0.0", "5.0 ± 0.0"]
+    assert [cell.strip() for cell in table[3].split("|")[2:4]] == ["0.0", "5.0"]
 
 
 def test_the_oracle_is_of_the_seeds_that_all_its_subsets_ran_on():
@@ -294,7 +294,7 @@ def test_the_oracle_is_of_the_seeds_that_all_its_subsets_ran_on():
     }
     table = report.brief({"results": {"methods": methods}}).splitlines()
     assert any(line.startswith("| best subset for each task (oracle), seeds 0, 1 | 10.0") for line in table)
-    assert [line.split("|")[3].strip() for line in table if "MAST" in line and "±" in line][-1] == "5.0 ± 0.0"
+    assert [line.split("|")[3].strip() for line in table if "MAST" in line][-1] == "5.0"
     assert sum("LooC" in line for line in table) == 1
 
 

@@ -17,7 +17,7 @@ from benchmarks.evidence import data, side_by_side
 from benchmarks.evidence.evaluate import Renderings, apply, at_strength, linear
 from benchmarks.evidence.factors import AUGMENTATIONS, TASKS, Draws, Scenes, draw, layers, render, spoil
 from benchmarks.evidence.methods import METHODS, make_views
-from benchmarks.evidence.relations import cell
+from benchmarks.evidence.report import cell
 from benchmarks.evidence.side_by_side import Descent
 from benchmarks.evidence.train import (
     FEATURES,

@@ -7,7 +7,6 @@ python -m benchmarks.evidence.relations           # every width and method on th
 python -m benchmarks.evidence.relations --quick   # one width, one seed, short runs
 """
 
-import math
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -21,7 +20,7 @@ from tqdm import tqdm
 from benchmarks.evidence import data, side_by_side
 from benchmarks.evidence.evaluate import Renderings, apply, linear, with_earlier_layers
 from benchmarks.evidence.factors import AUGMENTATIONS, NUM_DRAWS, TASKS, Scenes, render
-from benchmarks.evidence.report import interval
+from benchmarks.evidence.report import cell
 from benchmarks.evidence.side_by_side import Descent
 from benchmarks.evidence.train import FEATURES, HIDDEN, Settings, convolutions, make_backbone, mlp
 from mast_ops import AllocatedMasks, BinaryMasks, FactorizedViews, MaskedSubspaceHead, SubspaceVICRegLoss
@@ -239,12 +238,6 @@ def found(results: dict[str, Runs]) -> str:
 
 def means(runs: dict[str, dict[str, Any]], kind: str = "linear") -> list[float]:
     return [float(np.mean([*one[kind].values()])) for one in runs.values()]
-
-
-def cell(values: list[float], digits: int = 1) -> str:
-    mean, half = interval(values)
-    mean = 0.0 if abs(mean) < 0.5 * 10**-digits else mean  # no minus zero
-    return f"{mean:.{digits}f}" + ("" if math.isnan(half) else f" ± {half:.{digits}f}")
 
 
 def main(argv: list[str] | None = None) -> None:

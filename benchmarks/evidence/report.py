@@ -117,7 +117,7 @@ def probes(document: dict[str, Any], kind: str, suite: str = "methods") -> str:
                     title = f"{_PREFIX[base]}best subset for each task (oracle)"
                     rows.append((title + (_LAYERS if source == "layers" else ""), best))
     lines = [f"| {heading} | " + " | ".join((*_TASKS, "mean")) + " |", "|---|" + "---:|" * (len(_TASKS) + 1)]
-    lines += ["| " + " | ".join([title, *(_cell(table[t]) for t in (*_TASKS, "mean"))]) + " |" for title, table in rows]
+    lines += ["| " + " | ".join([title, *(cell(table[t]) for t in (*_TASKS, "mean"))]) + " |" for title, table in rows]
     guesses = list(chance(document).values())
     last = " | ".join(f"{guess:.1f}" for guess in (*guesses, float(np.mean(guesses))))
     return "\n".join([*lines, f"| chance | {last} |"])
@@ -136,7 +136,7 @@ def of_the_object(document: dict[str, Any]) -> str:
         for kind, note in (("linear", ""), ("layers", _LAYERS)):
             table = scores(runs, kind, tasks)
             rows.append(
-                " | ".join([f"| {_title('methods', name)}{note}", *(_cell(row) for row in table.values())]) + " |"
+                " | ".join([f"| {_title('methods', name)}{note}", *(cell(row) for row in table.values())]) + " |"
             )
     answers = num_answers(document.get("num_classes", 10), attributes)
     guesses = [100 / answers[task] for task in tasks]
@@ -166,12 +166,12 @@ def means(document: dict[str, Any]) -> str:
     rows = []
     for name, runs in methods.items():
         found = [scores(runs, kind, tasks)[column] for _, kind, tasks, column in columns]
-        cells = [_cell(values) if len(values) > 2 else f"{np.mean(values):.1f}" for values in found]
+        cells = [cell(values) for values in found]
         rows.append(f"| {' | '.join([_title('methods', name), *cells])} |")
     if best := oracle(everything):
         with_layers = oracle(everything, "layers")
         assert with_layers is not None
-        cells = [_cell(best["class"]), _cell(best["mean"]), _cell(with_layers["mean"]), "", ""]
+        cells = [cell(best["class"]), cell(best["mean"]), cell(with_layers["mean"]), "", ""]
         of = ", ".join(map(str, sorted(oracle_seeds(everything))))
         rows.append(f"| {' | '.join([f'best subset for each task (oracle), seeds {of}', *cells])} |")
     heading = f"| linear probe, %, means | {' | '.join(title for title, *_ in columns)} |"
@@ -190,7 +190,7 @@ def regret(methods: dict[str, dict[int, Any]]) -> str:
             continue
         mine = scores(_of(seeds, runs))
         gaps = [[b - m for b, m in zip(best[column], mine[column], strict=True)] for column in columns]
-        lines.append(f"| {_title('methods', name)} | " + " | ".join(map(_cell, gaps)) + " |")
+        lines.append(f"| {_title('methods', name)} | " + " | ".join(map(cell, gaps)) + " |")
     if not lines:
         return ""
     heading = "| regret: points below the best subset for each task (oracle) | " + " | ".join(columns) + " |"
@@ -205,7 +205,7 @@ def meaning(methods: dict[str, dict[int, Any]]) -> str:
             for where in ("inside", "outside"):
                 tasks = [task for task in _TASKS if TASKS[task]]
                 values = [[run["subspaces"][where].get(task, math.nan) for run in runs.values()] for task in tasks]
-                lines.append(f"| {_title('methods', name)}, {where} | " + " | ".join(map(_cell, values)) + " |")
+                lines.append(f"| {_title('methods', name)}, {where} | " + " | ".join(map(cell, values)) + " |")
     if not lines:
         return ""
     tasks = [task for task in _TASKS if TASKS[task]]
@@ -220,8 +220,8 @@ def doubt(results: Results) -> str:
         for name, runs in methods.items():
             if all("uncertainty" in run for run in runs.values()) and suite in ("methods", "noise"):
                 found = [run["uncertainty"] for run in runs.values()]
-                rho = [_cell([one["spearman"][column] for one in found], 2) for column in columns]
-                auroc = _cell([one["auroc"] for one in found], 2)
+                rho = [cell([one["spearman"][column] for one in found], 2) for column in columns]
+                auroc = cell([one["auroc"] for one in found], 2)
                 lines.append(f"| {_title(suite, name)} | " + " | ".join([*rho, auroc]) + " |")
     if not lines:
         return ""
@@ -305,6 +305,8 @@ def _title(suite: str, name: str) -> str:
     return _PREFIX.get(name.split("/")[0], "") + title
 
 
-def _cell(values: list[float], digits: int = 1) -> str:
+def cell(values: list[float], digits: int = 1) -> str:
+    """The mean, and half of its interval where there are three values: of two it is wider than what it is of."""
     mean, half = interval(values)
-    return f"{mean:.{digits}f}" + ("" if math.isnan(half) else f" ± {half:.{digits}f}")
+    mean = 0.0 if abs(mean) < 0.5 * 10**-digits else mean  # no minus zero
+    return f"{mean:.{digits}f}" + (f" ± {half:.{digits}f}" if len(values) > 2 else "")
