@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import machine
-from benchmarks.tables import number
+from benchmarks.tables import number, table
 from benchmarks.timing import Sample, interleave
 from mast_ops import MaskedSubspaceHead, SubspaceNTXentLoss, SubspaceVICRegLoss
 
@@ -55,11 +55,12 @@ def main(argv: list[str] | None = None) -> None:
         f"{args.base}, {args.model}, {args.size} pixels, batch {args.batch}, "
         f"K={len(SUBSPACES)}, D={args.dim}, {args.dtype}"
     )
-    print("| step | ms | of the plain step's time | peak MB |\n|---|---:|---:|---:|")
+    rows = []
     for name in names:
         memory = "-" if peaks[name] is None else number(peaks[name] / 1e6)
         share = 100 * seconds[name] / seconds["plain"]
-        print(f"| {name} | {number(1e3 * seconds[name])} | {share:.1f} % | {memory} |")
+        rows.append([name, number(1e3 * seconds[name]), f"{share:.1f} %", memory])
+    print(table(["step", "ms", "of the plain step's time", "peak MB"], rows))
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(json.dumps(document, indent=1) + "\n")

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from benchmarks.tables import number
+from benchmarks.tables import number, table
 
 HEADER = ("forward and backward", "mast_ops, ms", "loop by hand", "fastest other", "extra MB (loop)", "of the limit")
 
@@ -17,7 +17,7 @@ LEGEND = (
 
 def markdown(operators: dict[str, dict[str, Any]]) -> str:
     lines = [_line(name, operator, row) for name, operator in operators.items() for row in _ours(operator)]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in (HEADER, ["---", *["---:"] * 5], *lines))
+    return table(HEADER, lines)
 
 
 def _ours(operator: dict[str, Any]) -> list[dict[str, Any]]:

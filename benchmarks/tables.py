@@ -1,6 +1,6 @@
 """One table an operator, on a terminal or in Markdown, from what the JSON file holds."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 HEADER = (
@@ -46,6 +46,12 @@ def _cells(row: dict[str, Any]) -> list[str]:
     ]
 
 
+def table(head: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -> str:
+    """In Markdown, without the padding that makes a page longer; the first ``left`` columns stand left."""
+    first, *others = (f"| {' | '.join(line)} |" for line in (head, *rows))
+    return "\n".join([first, "|---" * left + "|---:" * (len(head) - left) + "|", *others])
+
+
 def number(x: float | None) -> str:
     """Three digits, and never an exponent."""
     if x is None:
@@ -60,23 +66,22 @@ def heading(name: str, operator: dict[str, Any]) -> str:
 
 
 def text(name: str, operator: dict[str, Any]) -> str:
-    table = [list(HEADER), *cells(operator)]
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    rows = [list(HEADER), *cells(operator)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
         "  ".join(
             cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
         )
-        for row in table
+        for row in rows
     ]
     return "\n".join([heading(name, operator), *lines, *_notes(operator)])
 
 
 def markdown(name: str, operator: dict[str, Any]) -> str:
     title, rest = heading(name, operator).split(":", 1)
-    table = [HEADER, ["---"] + ["---:"] * (len(HEADER) - 1), *map(_emphasised, cells(operator))]
-    lines = ["| " + " | ".join(row) + " |" for row in table]
     notes = ["", *(f"- {note}" for note in _notes(operator))]
-    return "\n".join([f"**{title}**:{rest}", "", *lines, *(notes if len(notes) > 1 else [])])
+    rows = table(HEADER, map(_emphasised, cells(operator)))
+    return "\n".join([f"**{title}**:{rest}", "", rows, *(notes if len(notes) > 1 else [])])
 
 
 def _emphasised(row: Sequence[str]) -> Sequence[str]:

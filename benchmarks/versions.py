@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks import machine
+from benchmarks.tables import table
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "versions.json"
@@ -147,14 +148,14 @@ def write(path: Path, name: str, result: dict[str, Any]) -> None:
 
 def markdown(document: dict[str, Any]) -> str:
     """One line an environment, one column a part: how many passed, and failed where any did."""
-    lines = [["torch", "Triton", "Python", *PARTS], ["---"] * 3 + ["---:"] * len(PARTS)]
+    lines = []
     ran = [entry for entry in document["environments"].values() if "parts" in entry]
     for entry in ran:
         counts = [cell(entry["parts"].get(part)) for part in PARTS]
         lines.append([entry["torch"], entry["triton"], entry["python"], *counts])
     dates = sorted({entry["date"][:10] for entry in ran})
-    table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-    return f"{table}\n\nTests that passed, on a CPU, {', '.join(dates)}. `python -m benchmarks.versions`"
+    rows = table(["torch", "Triton", "Python", *PARTS], lines, left=3)
+    return f"{rows}\n\nTests that passed, on a CPU, {', '.join(dates)}. `python -m benchmarks.versions`"
 
 
 def cell(part: dict[str, Any] | None) -> str:

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import torch
 
 from benchmarks import machine
-from benchmarks.tables import number, revision
+from benchmarks.tables import number, revision, table
 from benchmarks.timing import Repeat, Sample, interleave
 from mast_ops import FactorizedViews, recipes
 from mast_ops._steps import local_name
@@ -140,17 +140,17 @@ def spread(values: list[float]) -> dict[str, float]:
 def markdown(document: dict[str, Any]) -> str:
     """One line a case, under a caption."""
     where, versions = document["machine"], document["versions"]
-    lines = ["| SimCLR's recipe | plain views, ms | ours, ms | ratio |", "| --- | ---: | ---: | ---: |"]
+    lines = []
     for case in document["cases"].values():
         plain, ours, ratio = (case[name] for name in ("plain", "ours", "ratio"))
-        times = f"{number(plain['median'])} | {number(ours['median'])}"
+        times = [number(each["median"]) for each in (plain, ours)]
         quartiles = f"{ratio['q1']:.2f} - {ratio['q3']:.2f}, {case['rounds']} rounds"
-        lines.append(f"| {case['title']} | {times} | **{ratio['median']:.2f}** ({quartiles}) |")
+        lines.append([case["title"], *times, f"**{ratio['median']:.2f}** ({quartiles})"])
     caption = (
         f"{where['cpu']}, {where['threads']} thread{'s' * (where['threads'] > 1)} of {where['cores']} cores, torch "
         f"{versions['torch']}; {revision(document)}; quartiles in brackets. `{document['command']}`"
     )
-    return f"{caption}\n\n" + "\n".join(lines)
+    return f"{caption}\n\n" + table(["SimCLR's recipe", "plain views, ms", "ours, ms", "ratio"], lines)
 
 
 if __name__ == "__main__":

@@ -247,6 +247,7 @@ def test_interval_is_students():
     assert mean == 3
     assert half == pytest.approx(2.776 * math.sqrt(2.5 / 5), rel=1e-3)
     assert math.isnan(report.interval([1.0])[1])
+    assert [report.cell(values) for values in ([1.0, 2.0, 3.0], [1.0, 2.0], [-0.01])] == ["2.0 ± 2.5", "1.5", "0.0"]
 
 
 def test_the_oracle_takes_the_best_subset_of_each_task():
@@ -320,7 +321,6 @@ def test_the_command_prints_tables_keeps_runs_and_draws(scenes, tmp_path, monkey
     for words in (
         "oracle",
         "sharpness",
-        " ± ",
         "AUROC",
         "rank of colour and tint",
         "chance",

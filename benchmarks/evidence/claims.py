@@ -6,6 +6,7 @@ import numpy as np
 
 from benchmarks.evidence.factors import AUGMENTATIONS, SIZE, TASKS
 from benchmarks.evidence.report import interval, oracle, rank_of_related, scores
+from benchmarks.tables import table
 
 _TASKS = tuple(TASKS)
 _BASES = {"vicreg": "VICReg", "simclr": "SimCLR", "byol": "BYOL"}
@@ -33,15 +34,15 @@ def result(document: dict[str, Any]) -> str:
         "**VICReg with mast-ops**": "vicreg/mast",
     }
     kinds = [kind for kind in ("linear", "layers") if kind in next(iter(methods["vicreg/mast"].values()))]
-    head = f"| mean of six tasks, %, ± half its 95 % interval, {len(document['seeds'])} seeds"
-    table = [" | ".join([head, *(_COLUMNS[kind] for kind in kinds)]) + " |", "|---|" + "---:|" * len(kinds)]
-    table += [
-        " | ".join([f"| {title}", *(_figure(scores(methods[name], kind)["mean"]) for kind in kinds)]) + " |"
+    lines = [
+        [title, *(_figure(scores(methods[name], kind)["mean"]) for kind in kinds)]
         for title, name in rows.items()
         if name in methods
     ]
     best = [oracle(methods, kind) for kind in kinds]
-    table.append(" | ".join([f"| {_ORACLE}", *(_figure(row["mean"]) for row in best if row is not None)]) + " |")
+    lines.append([_ORACLE, *(_figure(row["mean"]) for row in best if row is not None)])
+    head = f"mean of six tasks, %, ± half its 95 % interval, {len(document['seeds'])} seeds"
+    means = table([head, *(_COLUMNS[kind] for kind in kinds)], lines)
     fixed = _figure(_difference(methods, "vicreg/mast", "vicreg/fixed-sensitive"))
     limits = [
         f"**Its limits.** The images are {SIZE} pixels wide, the network has 0.2 million parameters, and training took "
@@ -56,23 +57,20 @@ def result(document: dict[str, Any]) -> str:
             "What the last features of a plain model lack, its earlier layers keep in part: "
             f"where the probe reads these too, mast-ops leads VICReg by {lead} points.",
         )
-    return "\n".join(table) + "\n\n" + " ".join(limits)
+    return means + "\n\n" + " ".join(limits)
 
 
 def differences(document: dict[str, Any]) -> str:
     """MAST's mean over tasks less that of every other method with the same base."""
     methods = document["results"]["methods"]
-    lines = [
-        "| mean of six tasks: MAST's lead over | " + " | ".join(_BASES.values()) + " |",
-        "|---|" + "---:|" * len(_BASES),
-    ]
+    lines = []
     for key, title in _RIVALS.items():
         cells = [
             _figure(_difference(methods, f"{base}/mast", f"{base}/{key}")) if f"{base}/{key}" in methods else "not run"
             for base in _BASES
         ]
-        lines.append(f"| {title} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        lines.append([title, *cells])
+    return table(["mean of six tasks: MAST's lead over", *_BASES.values()], lines)
 
 
 def _rivals(methods: Runs) -> list[str]:
@@ -125,28 +123,22 @@ def looc(document: dict[str, Any], longer: dict[str, Any]) -> str:
         ("with earlier layers", "layers", _TASKS, "mean"),
         ("tasks that nobody draws", "linear", own, "mean"),
     ]
-    lines = [
-        f"| MAST's lead over LooC in {steps[0]} steps | " + " | ".join(title for title, *_ in columns) + " |",
-        "|---|" + "---:|" * len(columns),
-    ]
+    lines = []
     for title, each in (("as many steps", document), ("as many views", longer)):
         ours = each["results"]["methods"]["vicreg/mast"]
-        cells = " | ".join(_figure(_apart(ours, theirs, kind, task, tasks)) for _, kind, tasks, task in columns)
-        lines.append(f"| {title}: MAST in {each['settings']['steps']:,} steps | {cells} |")
-    return "\n".join(lines)
+        cells = [_figure(_apart(ours, theirs, kind, task, tasks)) for _, kind, tasks, task in columns]
+        lines.append([f"{title}: MAST in {each['settings']['steps']:,} steps", *cells])
+    return table([f"MAST's lead over LooC in {steps[0]} steps", *(title for title, *_ in columns)], lines)
 
 
 def ablations(document: dict[str, Any]) -> str:
     """Means alone: intervals of two seeds are in the full tables."""
     columns = ("class", "sharpness", "mean")
-    lines = [
-        f"| change, {len(document['seeds'])} seeds | class | sharpness | mean of six tasks, % |",
-        "|---|---:|---:|---:|",
-    ]
+    lines = []
     for title, runs in document["results"]["ablations"].items():
-        table = scores(runs)
-        lines.append(f"| {title} | " + " | ".join(f"{np.mean(table[column]):.1f}" for column in columns) + " |")
-    return "\n".join(lines)
+        found = scores(runs)
+        lines.append([title, *(f"{np.mean(found[column]):.1f}" for column in columns)])
+    return table([f"change, {len(document['seeds'])} seeds", "class", "sharpness", "mean of six tasks, %"], lines)
 
 
 def _gains(methods: Runs) -> list[str]:
@@ -255,12 +247,12 @@ def _relation(relation: Runs) -> str:
 def cost(document: dict[str, Any]) -> str:
     """What MAST costs where no augmentation matters: a probe's accuracy on the class."""
     methods = document["results"]["methods"]
-    lines = ["| linear probe on the class, % | plain | MAST | difference |", "|---|---:|---:|---:|"]
+    lines = []
     for base, title in _BASES.items():
         plain, mast = (scores(methods[f"{base}/{key}"])["class"] for key in ("composed", "mast"))
         apart = _difference(methods, f"{base}/mast", f"{base}/composed", task="class")
-        lines.append(f"| {title} | {_figure(plain)} | {_figure(mast)} | {_figure(apart)} |")
-    return "\n".join(lines)
+        lines.append([title, *map(_figure, (plain, mast, apart))])
+    return table(["linear probe on the class, %", "plain", "MAST", "difference"], lines)
 
 
 def _difference(methods: Runs, ours: str, other: str, kind: str = "linear", task: str = "mean") -> list[float]:

@@ -28,6 +28,7 @@ from benchmarks.evidence.train import (
     make_backbone,
     mlp,
 )
+from benchmarks.tables import table
 from mast_ops import FactorizedViews, MaskedSubspaceHead, SubspaceNTXentLoss, SubspaceVICRegLoss
 from mast_ops.analysis import spearman
 
@@ -212,40 +213,36 @@ def text(document: dict[str, Any]) -> str:
 
 def meaning(results: dict[str, Runs]) -> str:
     names = [name for name in TASKS.values() if name]
-    lines = [
-        "| rank correlation of doubt with strength | "
-        + " | ".join([*names, "all", "stronger view less certain, %", "AUROC of spoiled views"])
-        + " |",
-        "|---|" + "---:|" * (len(names) + 3),
-    ]
+    lines = []
     for title, runs in results.items():
         said = [run["uncertainty"] for run in runs.values() if "uncertainty" in run]
         if said:
             cells = [cell([one["spearman"][name] for one in said], 2) for name in (*names, "all")]
             cells += [cell([100 * one["harder"] for one in said]), cell([one["auroc"] for one in said], 2)]
-            lines.append(f"| {title} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+            lines.append([title, *cells])
+    rest = ["all", "stronger view less certain, %", "AUROC of spoiled views"]
+    return table(["rank correlation of doubt with strength", *names, *rest], lines)
 
 
 def means(results: dict[str, Runs]) -> str:
-    lines = ["| ridge probe, % | class | mean of six tasks |", "|---|---:|---:|"]
+    lines = []
     for title, runs in results.items():
         of_class = [run["linear"]["class"] for run in runs.values()]
         mean = [float(np.mean([*run["linear"].values()])) for run in runs.values()]
-        lines.append(f"| {title} | {cell(of_class)} | {cell(mean)} |")
-    return "\n".join(lines)
+        lines.append([title, cell(of_class), cell(mean)])
+    return table(["ridge probe, %", "class", "mean of six tasks"], lines)
 
 
 def falls(results: dict[str, Runs]) -> str:
     """What the mean loses where pairs are spoiled, against the same base and prediction on whole pairs."""
-    lines = ["| points of the mean that spoiled pairs cost | |", "|---|---:|"]
+    lines = []
     for title, runs in results.items():
         whole = results.get(MODELS[title]._replace(spoiled=0.0).title, {})
         shared = [seed for seed in runs if seed in whole]
         if MODELS[title].spoiled and shared:
             means = [[float(np.mean([*of[seed]["linear"].values()])) for seed in shared] for of in (whole, runs)]
-            lines.append(f"| {title} | {cell([a - b for a, b in zip(*means, strict=True)])} |")
-    return "\n".join(lines) if len(lines) > 2 else ""
+            lines.append([title, cell([a - b for a, b in zip(*means, strict=True)])])
+    return table(["points of the mean that spoiled pairs cost", ""], lines) if lines else ""
 
 
 def main(argv: list[str] | None = None) -> None:

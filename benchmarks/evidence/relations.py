@@ -23,6 +23,7 @@ from benchmarks.evidence.factors import AUGMENTATIONS, NUM_DRAWS, TASKS, Scenes,
 from benchmarks.evidence.report import cell
 from benchmarks.evidence.side_by_side import Descent
 from benchmarks.evidence.train import FEATURES, HIDDEN, Settings, convolutions, make_backbone, mlp
+from benchmarks.tables import table
 from mast_ops import AllocatedMasks, BinaryMasks, FactorizedViews, MaskedSubspaceHead, SubspaceVICRegLoss
 from mast_ops.analysis import mask_overlap, relations
 from mast_ops.functional import explained_variance
@@ -182,10 +183,7 @@ def text(document: dict[str, Any]) -> str:
 
 
 def accuracy(results: dict[str, Runs]) -> str:
-    lines = [
-        "| ridge probe, % | D | closed in some mask, % | class | mean of six tasks | mean, with earlier layers |",
-        "|---|---:|---:|---:|---:|---:|",
-    ]
+    lines = []
     for dim, methods in results.items():
         for method, runs in methods.items():
             free = 100 * np.mean([one["free"] for one in runs.values()]) if method != "none" else 0
@@ -194,8 +192,9 @@ def accuracy(results: dict[str, Runs]) -> str:
                 cell(means(runs)),
                 cell(means(runs, "layers")),
             ]
-            lines.append(f"| {METHODS[method]} | {dim} | {free:.0f} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+            lines.append([METHODS[method], str(dim), f"{free:.0f}", *cells])
+    columns = ["class", "mean of six tasks", "mean, with earlier layers"]
+    return table(["ridge probe, %", "D", "closed in some mask, %", *columns], lines)
 
 
 LEADS = [*(("allocated", other) for other in ("fixed", "learned", "shared", "none")), ("shared", "fixed")]
@@ -203,7 +202,7 @@ LEADS = [*(("allocated", other) for other in ("fixed", "learned", "shared", "non
 
 def leads(results: dict[str, Runs]) -> str:
     """Seed by seed."""
-    lines = ["| lead of | over | D | class | mean of six tasks |", "|---|---|---:|---:|---:|"]
+    lines = []
     for dim, methods in results.items():
         for one, other in LEADS:
             if one not in methods or other not in methods:
@@ -214,16 +213,13 @@ def leads(results: dict[str, Runs]) -> str:
                 [value(ours[seed]) - value(theirs[seed]) for seed in seeds]
                 for value in (lambda run: run["linear"]["class"], lambda run: float(np.mean([*run["linear"].values()])))
             )
-            lines.append(f"| {METHODS[one]} | {METHODS[other]} | {dim} | {cell(of_class)} | {cell(mean)} |")
-    return "\n".join(lines)
+            lines.append([METHODS[one], METHODS[other], str(dim), cell(of_class), cell(mean)])
+    return table(["lead of", "over", "D", "class", "mean of six tasks"], lines, left=2)
 
 
 def found(results: dict[str, Runs]) -> str:
     """How many runs rank the six planted pairs 1 to 6."""
-    lines = [
-        "| the six related pairs rank 1 to 6 of 66, runs | D | by explained variance | by overlap of masks |",
-        "|---|---:|---:|---:|",
-    ]
+    lines = []
     first = list(range(1, len(AUGMENTATIONS) + 1))
     for dim, methods in results.items():
         for method, runs in methods.items():
@@ -232,8 +228,9 @@ def found(results: dict[str, Runs]) -> str:
                 for key in ("relations", "overlap")
             }
             cells = [f"{sum(right)} of {len(right)}" if right else "" for right in by.values()]
-            lines.append(f"| {METHODS[method]} | {dim} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+            lines.append([METHODS[method], str(dim), *cells])
+    head = ["the six related pairs rank 1 to 6 of 66, runs", "D", "by explained variance", "by overlap of masks"]
+    return table(head, lines)
 
 
 def means(runs: dict[str, dict[str, Any]], kind: str = "linear") -> list[float]:

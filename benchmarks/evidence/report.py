@@ -1,6 +1,7 @@
 """Tables and figures from what the runs gave."""
 
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from scipy import stats
 from benchmarks.evidence.evaluate import rank_of_related
 from benchmarks.evidence.factors import TASKS, num_answers
 from benchmarks.evidence.methods import SUITES
+from benchmarks.tables import table
 
 _TASKS = tuple(TASKS)
 _PREFIX = {"vicreg": "VICReg: ", "simclr": "SimCLR: ", "byol": "BYOL: "}
@@ -116,11 +118,8 @@ def probes(document: dict[str, Any], kind: str, suite: str = "methods") -> str:
                 if best := oracle(methods, source, base):
                     title = f"{_PREFIX[base]}best subset for each task (oracle)"
                     rows.append((title + (_LAYERS if source == "layers" else ""), best))
-    lines = [f"| {heading} | " + " | ".join((*_TASKS, "mean")) + " |", "|---|" + "---:|" * (len(_TASKS) + 1)]
-    lines += ["| " + " | ".join([title, *(cell(table[t]) for t in (*_TASKS, "mean"))]) + " |" for title, table in rows]
-    guesses = list(chance(document).values())
-    last = " | ".join(f"{guess:.1f}" for guess in (*guesses, float(np.mean(guesses))))
-    return "\n".join([*lines, f"| chance | {last} |"])
+    lines = [[title, *(cell(found[task]) for task in (*_TASKS, "mean"))] for title, found in rows]
+    return table([heading, *_TASKS, "mean"], [*lines, _chance(chance(document).values())])
 
 
 def of_the_object(document: dict[str, Any]) -> str:
@@ -134,15 +133,16 @@ def of_the_object(document: dict[str, Any]) -> str:
     rows = []
     for name, runs in methods.items():
         for kind, note in (("linear", ""), ("layers", _LAYERS)):
-            table = scores(runs, kind, tasks)
-            rows.append(
-                " | ".join([f"| {_title('methods', name)}{note}", *(cell(row) for row in table.values())]) + " |"
-            )
+            rows.append([_title("methods", name) + note, *map(cell, scores(runs, kind, tasks).values())])
     answers = num_answers(document.get("num_classes", 10), attributes)
-    guesses = [100 / answers[task] for task in tasks]
-    rows.append(" | ".join(["| chance", *(f"{guess:.1f}" for guess in (*guesses, np.mean(guesses)))]) + " |")
-    heading = "| tasks that nobody draws, linear probe, % | " + " | ".join((*tasks, "mean")) + " |"
-    return "\n".join([heading, "|---|" + "---:|" * (len(tasks) + 1), *rows])
+    rows.append(_chance(100 / answers[task] for task in tasks))
+    return table(["tasks that nobody draws, linear probe, %", *tasks, "mean"], rows)
+
+
+def _chance(guesses: Iterable[float]) -> list[str]:
+    """The last row: what guessing gets right, and its mean."""
+    each = [*guesses]
+    return ["chance", *(f"{guess:.1f}" for guess in (*each, np.mean(each)))]
 
 
 def brief(document: dict[str, Any]) -> str:
@@ -166,16 +166,14 @@ def means(document: dict[str, Any]) -> str:
     rows = []
     for name, runs in methods.items():
         found = [scores(runs, kind, tasks)[column] for _, kind, tasks, column in columns]
-        cells = [cell(values) for values in found]
-        rows.append(f"| {' | '.join([_title('methods', name), *cells])} |")
+        rows.append([_title("methods", name), *map(cell, found)])
     if best := oracle(everything):
         with_layers = oracle(everything, "layers")
         assert with_layers is not None
         cells = [cell(best["class"]), cell(best["mean"]), cell(with_layers["mean"]), "", ""]
         of = ", ".join(map(str, sorted(oracle_seeds(everything))))
-        rows.append(f"| {' | '.join([f'best subset for each task (oracle), seeds {of}', *cells])} |")
-    heading = f"| linear probe, %, means | {' | '.join(title for title, *_ in columns)} |"
-    return "\n".join([heading, "|---|" + "---:|" * len(columns), *rows])
+        rows.append([f"best subset for each task (oracle), seeds {of}", *cells])
+    return table(["linear probe, %, means", *(title for title, *_ in columns)], rows)
 
 
 def regret(methods: dict[str, dict[int, Any]]) -> str:
@@ -190,11 +188,8 @@ def regret(methods: dict[str, dict[int, Any]]) -> str:
             continue
         mine = scores(_of(seeds, runs))
         gaps = [[b - m for b, m in zip(best[column], mine[column], strict=True)] for column in columns]
-        lines.append(f"| {_title('methods', name)} | " + " | ".join(map(cell, gaps)) + " |")
-    if not lines:
-        return ""
-    heading = "| regret: points below the best subset for each task (oracle) | " + " | ".join(columns) + " |"
-    return "\n".join([heading, "|---|" + "---:|" * len(columns), *lines])
+        lines.append([_title("methods", name), *map(cell, gaps)])
+    return table(["regret: points below the best subset for each task (oracle)", *columns], lines) if lines else ""
 
 
 def meaning(methods: dict[str, dict[int, Any]]) -> str:
@@ -205,12 +200,10 @@ def meaning(methods: dict[str, dict[int, Any]]) -> str:
             for where in ("inside", "outside"):
                 tasks = [task for task in _TASKS if TASKS[task]]
                 values = [[run["subspaces"][where].get(task, math.nan) for run in runs.values()] for task in tasks]
-                lines.append(f"| {_title('methods', name)}, {where} | " + " | ".join(map(cell, values)) + " |")
-    if not lines:
-        return ""
+                lines.append([f"{_title('methods', name)}, {where}", *map(cell, values)])
     tasks = [task for task in _TASKS if TASKS[task]]
-    heading = "| probe of a factor on its mask's dimensions of the embedding, and on the rest, % | "
-    return "\n".join([heading + " | ".join(tasks) + " |", "|---|" + "---:|" * len(tasks), *lines])
+    head = ["probe of a factor on its mask's dimensions of the embedding, and on the rest, %", *tasks]
+    return table(head, lines) if lines else ""
 
 
 def doubt(results: Results) -> str:
@@ -222,11 +215,9 @@ def doubt(results: Results) -> str:
                 found = [run["uncertainty"] for run in runs.values()]
                 rho = [cell([one["spearman"][column] for one in found], 2) for column in columns]
                 auroc = cell([one["auroc"] for one in found], 2)
-                lines.append(f"| {_title(suite, name)} | " + " | ".join([*rho, auroc]) + " |")
-    if not lines:
-        return ""
-    heading = "| predicted uncertainty: rank correlation with strength of | " + " | ".join(columns)
-    return "\n".join([heading + " | AUROC, spoiled views |", "|---|" + "---:|" * (len(columns) + 1), *lines])
+                lines.append([_title(suite, name), *rho, auroc])
+    head = ["predicted uncertainty: rank correlation with strength of", *columns, "AUROC, spoiled views"]
+    return table(head, lines) if lines else ""
 
 
 def relation(results: Results) -> str:
@@ -236,17 +227,15 @@ def relation(results: Results) -> str:
     for name, runs in results["relation"].items():
         ranks = [rank_of_related(run["subspaces"]) for run in runs.values()]
         pairs = math.comb(len(next(iter(runs.values()))["subspaces"]["names"]), 2)
-        lines.append(f"| {name} | {', '.join(map(str, ranks))} of {pairs} |")
-    return "\n".join(["| overlap of what masks leave out | rank of colour and tint, by seed |", "|---|---|", *lines])
+        lines.append([name, f"{', '.join(map(str, ranks))} of {pairs}"])
+    return table(["overlap of what masks leave out", "rank of colour and tint, by seed"], lines, left=2)
 
 
 def cost(results: Results) -> str:
     methods = results.get("methods", {})
     seconds = {name: float(np.median([run["seconds"] for run in runs.values()])) for name, runs in methods.items()}
-    lines = [
-        f"| {_title('methods', name)} | {value:.0f} |" for name, value in seconds.items() if "/without-" not in name
-    ]
-    return "\n".join(["| median seconds of training, runs side by side | |", "|---|---:|", *lines]) if lines else ""
+    lines = [[_title("methods", name), f"{value:.0f}"] for name, value in seconds.items() if "/without-" not in name]
+    return table(["median seconds of training, runs side by side", ""], lines) if lines else ""
 
 
 def figures(document: dict[str, Any], folder: Path) -> None:
