@@ -56,6 +56,7 @@ ENVIRONMENTS = {
     "pinned": Environment("3.11", "2.13.0", "3.7.1"),
     "newest": Environment("3.11", "2.14.1"),
     "newest, Python 3.13": Environment("3.13", "2.14.1"),
+    "newest, Python 3.14": Environment("3.14", "2.14.1"),
 }
 
 
