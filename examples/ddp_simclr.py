@@ -19,7 +19,6 @@ from mast_ops import MaskedSubspaceHead, SubspaceNTXentLoss, recipes
 
 def main(args: argparse.Namespace) -> None:
     gpus = torch.cuda.is_available()
-    dist.init_process_group("nccl" if gpus else "gloo")
     rank = dist.get_rank()
     device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if gpus else torch.device("cpu")
     torch.manual_seed(args.seed)  # the same weights everywhere
@@ -56,8 +55,10 @@ def main(args: argparse.Namespace) -> None:
             torch.save(state, args.checkpoint)
     if rank == 0:
         print(f"loss {loss.item():.3f}")
-    dist.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main(digits.arguments(__doc__, checkpoint=True))
+    arguments = digits.arguments(__doc__, checkpoint=True)
+    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    main(arguments)
+    dist.destroy_process_group()  # once no DDP is left: as the last to hold a gloo group it may never end

@@ -6,7 +6,6 @@ import pickle
 
 import pytest
 import torch
-import torch.distributed as dist
 from outputs import assert_same
 from torch import nn
 
@@ -217,14 +216,6 @@ def test_exports_with_any_batch_and_survives_saving(uncertainty, kinds, strict):
     buffer.seek(0)
     h = torch.randn(9, 16)
     assert_same(torch.export.load(buffer).module()(h), head(h), rtol=1e-5, atol=1e-6)
-
-
-@pytest.fixture
-def alone():
-    """A process group of this process."""
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
 
 
 @pytest.mark.usefixtures("alone")
