@@ -8,7 +8,6 @@ import re
 import sys
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -17,7 +16,7 @@ from benchmarks.evidence import data, side_by_side
 from benchmarks.evidence.evaluate import Renderings, apply, at_strength, linear
 from benchmarks.evidence.factors import AUGMENTATIONS, TASKS, Draws, Scenes, draw, layers, render, spoil
 from benchmarks.evidence.methods import METHODS, make_views
-from benchmarks.evidence.report import cell
+from benchmarks.evidence.report import cell, of, scores
 from benchmarks.evidence.side_by_side import Descent
 from benchmarks.evidence.train import (
     FEATURES,
@@ -227,9 +226,8 @@ def meaning(results: dict[str, Runs]) -> str:
 def means(results: dict[str, Runs]) -> str:
     lines = []
     for title, runs in results.items():
-        of_class = [run["linear"]["class"] for run in runs.values()]
-        mean = [float(np.mean([*run["linear"].values()])) for run in runs.values()]
-        lines.append([title, cell(of_class), cell(mean)])
+        found = scores(runs)
+        lines.append([title, cell(found["class"]), cell(found["mean"])])
     return table(["ridge probe, %", "class", "mean of six tasks"], lines)
 
 
@@ -240,8 +238,8 @@ def falls(results: dict[str, Runs]) -> str:
         whole = results.get(MODELS[title]._replace(spoiled=0.0).title, {})
         shared = [seed for seed in runs if seed in whole]
         if MODELS[title].spoiled and shared:
-            means = [[float(np.mean([*of[seed]["linear"].values()])) for seed in shared] for of in (whole, runs)]
-            lines.append([title, cell([a - b for a, b in zip(*means, strict=True)])])
+            before, after = (scores(of(shared, each))["mean"] for each in (whole, runs))
+            lines.append([title, cell([a - b for a, b in zip(before, after, strict=True)])])
     return table(["points of the mean that spoiled pairs cost", ""], lines) if lines else ""
 
 

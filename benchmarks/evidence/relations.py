@@ -20,7 +20,7 @@ from tqdm import tqdm
 from benchmarks.evidence import data, side_by_side
 from benchmarks.evidence.evaluate import Renderings, apply, linear, with_earlier_layers
 from benchmarks.evidence.factors import AUGMENTATIONS, NUM_DRAWS, TASKS, Scenes, render
-from benchmarks.evidence.report import cell
+from benchmarks.evidence.report import cell, of, scores
 from benchmarks.evidence.side_by_side import Descent
 from benchmarks.evidence.train import FEATURES, HIDDEN, Settings, convolutions, make_backbone, mlp
 from benchmarks.tables import table
@@ -186,11 +186,12 @@ def accuracy(results: dict[str, Runs]) -> str:
     lines = []
     for dim, methods in results.items():
         for method, runs in methods.items():
+            last = scores(runs)
             free = 100 * np.mean([one["free"] for one in runs.values()]) if method != "none" else 0
             cells = [
-                cell([one["linear"]["class"] for one in runs.values()]),
-                cell(means(runs)),
-                cell(means(runs, "layers")),
+                cell(last["class"]),
+                cell(last["mean"]),
+                cell(scores(runs, "layers")["mean"]),
             ]
             lines.append([METHODS[method], str(dim), f"{free:.0f}", *cells])
     columns = ["class", "mean of six tasks", "mean, with earlier layers"]
@@ -207,12 +208,9 @@ def leads(results: dict[str, Runs]) -> str:
         for one, other in LEADS:
             if one not in methods or other not in methods:
                 continue
-            ours, theirs = methods[one], methods[other]
-            seeds = [seed for seed in ours if seed in theirs]
-            of_class, mean = (
-                [value(ours[seed]) - value(theirs[seed]) for seed in seeds]
-                for value in (lambda run: run["linear"]["class"], lambda run: float(np.mean([*run["linear"].values()])))
-            )
+            seeds = methods[one].keys() & methods[other].keys()
+            ours, theirs = (scores(of(seeds, methods[method])) for method in (one, other))
+            of_class, mean = ([a - b for a, b in zip(ours[x], theirs[x], strict=True)] for x in ("class", "mean"))
             lines.append([METHODS[one], METHODS[other], str(dim), cell(of_class), cell(mean)])
     return table(["lead of", "over", "D", "class", "mean of six tasks"], lines, left=2)
 
@@ -231,10 +229,6 @@ def found(results: dict[str, Runs]) -> str:
             lines.append([METHODS[method], str(dim), *cells])
     head = ["the six related pairs rank 1 to 6 of 66, runs", "D", "by explained variance", "by overlap of masks"]
     return table(head, lines)
-
-
-def means(runs: dict[str, dict[str, Any]], kind: str = "linear") -> list[float]:
-    return [float(np.mean([*one[kind].values()])) for one in runs.values()]
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -1,7 +1,7 @@
 """Tables and figures from what the runs gave."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -50,27 +50,29 @@ def oracle(
 ) -> dict[str, list[float]] | None:
     """For each task the best subset of augmentations, composed: what the base could do if it knew the task.
 
-    Of the seeds that every subset ran on."""
-    subsets = {n: runs for n, runs in methods.items() if n.startswith((f"{base}/without-", f"{base}/composed"))}
+    Of the seeds that every subset ran on.
+    """
+    subsets, seeds = _subsets(methods, base), oracle_seeds(methods, base)
     if len(subsets) < 2:
         return None
-    seeds = oracle_seeds(methods, base)
-    subsets = {name: _of(seeds, runs) for name, runs in subsets.items()}
-    best = {}
-    for task in _TASKS:
-        best[task] = max((scores(runs, kind)[task] for runs in subsets.values()), key=np.mean)
+    found = [scores(of(seeds, runs), kind) for runs in subsets]
+    best = {task: max((one[task] for one in found), key=np.mean) for task in _TASKS}
     return best | {"mean": [float(np.mean(row)) for row in zip(*best.values(), strict=True)]}
 
 
 def oracle_seeds(methods: dict[str, dict[int, Any]], base: str = "vicreg") -> set[int]:
     """Those of :func:`oracle`."""
-    return set.intersection(
-        *(set(runs) for name, runs in methods.items() if name.startswith((f"{base}/without-", f"{base}/composed")))
-    )
+    seeds = [set(runs) for runs in _subsets(methods, base)]
+    return set.intersection(*seeds) if seeds else set()
 
 
-def _of(seeds: set[int], runs: dict[int, Any]) -> dict[int, Any]:
-    return {seed: run for seed, run in runs.items() if seed in seeds}
+def _subsets(methods: dict[str, dict[int, Any]], base: str) -> list[dict[int, Any]]:
+    return [runs for name, runs in methods.items() if name.startswith((f"{base}/without-", f"{base}/composed"))]
+
+
+def of(seeds: Collection[int], runs: dict[int, Any]) -> dict[int, Any]:
+    """In one order, so that methods are compared seed by seed."""
+    return {seed: runs[seed] for seed in sorted(seeds)}
 
 
 def text(document: dict[str, Any]) -> str:
@@ -171,8 +173,8 @@ def means(document: dict[str, Any]) -> str:
         with_layers = oracle(everything, "layers")
         assert with_layers is not None
         cells = [cell(best["class"]), cell(best["mean"]), cell(with_layers["mean"]), "", ""]
-        of = ", ".join(map(str, sorted(oracle_seeds(everything))))
-        rows.append([f"best subset for each task (oracle), seeds {of}", *cells])
+        seeds = ", ".join(map(str, sorted(oracle_seeds(everything))))
+        rows.append([f"best subset for each task (oracle), seeds {seeds}", *cells])
     return table(["linear probe, %, means", *(title for title, *_ in columns)], rows)
 
 
@@ -186,7 +188,7 @@ def regret(methods: dict[str, dict[int, Any]]) -> str:
         seeds = oracle_seeds(methods, name.split("/")[0])
         if not seeds <= set(runs):
             continue
-        mine = scores(_of(seeds, runs))
+        mine = scores(of(seeds, runs))
         gaps = [[b - m for b, m in zip(best[column], mine[column], strict=True)] for column in columns]
         lines.append([_title("methods", name), *map(cell, gaps)])
     return table(["regret: points below the best subset for each task (oracle)", *columns], lines) if lines else ""
