@@ -36,6 +36,15 @@ def check_views(z0: Tensor, z1: Tensor, names: tuple[str, str] = ("z0", "z1")) -
     check_alike(names[1], z1, names[0], z0)
 
 
+def check_named(loss: object, unnamed: tuple[object, ...], first: str) -> None:
+    """Nothing by position but what comes ``first``: Python would say how many were given, and not what was wanted."""
+    if unnamed:
+        raise TypeError(
+            f"{type(loss).__name__}: got {shown(unnamed[0])} by position after {first}, "
+            f"wanted it by name, as in loss({first}, kind=kind)"
+        )
+
+
 def check_alike(name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
     """One shape and device, and dtypes that go together."""
     for what, got, wanted in (

@@ -105,7 +105,7 @@ class Call(NamedTuple):
         known, found = tensors(), {}
         for name, parameter in self.signature.parameters.items():
             special = self.name in ("uncertainty_by_group", "uncertainty_by_strength", "plot_uncertainty")
-            if name == "reference":  # of no use to a loss as it comes
+            if name in ("reference", "unnamed"):  # of no use to a loss as it comes
                 continue
             if name in known and _takes(parameter, Tensor) and not (special and name in ("log_variance", "curves")):
                 found[name] = known[name]
@@ -320,6 +320,22 @@ def test_modules_that_are_none_are_refused():
     for modules in ((None,), ("x",), (iter([]),), (torch.ones(2),)):
         with pytest.raises(TypeError, match=r"^modules: got"):
             mast_ops.param_groups(*modules, lr=0.1)
+
+
+LOSSES = [name for name in mast_ops.__all__ if name.endswith("Loss") and name != "MultiViewLoss"]
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_kind_that_no_name_says_is_told_its_name(name):
+    """A tensor there could be class labels, which are valid kinds: it is not guessed what it is."""
+    known, loss = tensors(), getattr(mast_ops, name)()
+    views, wanted = (known["z0"], known["z1"]), r": got Tensor by position .* by name, .*kind=kind\)$"
+    with pytest.raises(TypeError, match=f"^{name}{wanted}"):
+        loss(*views, known["kind"])
+    with pytest.raises(TypeError, match=f"^MultiViewLoss{wanted}"):
+        mast_ops.MultiViewLoss(loss)(views, views, known["kind"])
+    with pytest.raises(TypeError, match=r"^targets: got Tensor, wanted .* kind=kind$"):
+        mast_ops.MultiViewLoss(loss)(views, known["kind"])
 
 
 HEAD = mast_ops.MaskedSubspaceHead(nn.Linear(H, D), NAMES, uncertainty="subspace")

@@ -3,13 +3,13 @@
 import inspect
 import warnings
 from abc import ABC, abstractmethod
-from typing import ClassVar, Literal, Protocol, overload
+from typing import ClassVar, Literal, Never, Protocol, overload
 
 import torch
 from torch import Tensor, nn
 
 from mast_ops import ops
-from mast_ops._checks import check_alike, check_flag, check_non_negative
+from mast_ops._checks import check_alike, check_flag, check_named, check_non_negative
 from mast_ops._dials import Dial
 from mast_ops.functional import combine_log_variance
 from mast_ops.functional.difficulty import prediction_of_difficulty, prediction_of_harder_view
@@ -176,13 +176,14 @@ class SubspaceLoss(nn.Module, ABC):
         self,
         out0: View,
         out1: View,
-        *,
+        *unnamed: Never,
         masks: Tensor | None = None,
         kinds: Tensor | None = None,
         kind: Tensor | None = None,
         reference: View | None = None,
         return_components: bool = False,
     ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
+        check_named(self, unnamed, "out0, out1")
         pairs = pairs_of(out0, out1, masks=masks, kinds=kinds, kind=kind)
         judged = None if reference is None else self.judged(reference, out0, out1, pairs)
         return self.of_call(pairs, return_components, observer_of(out0, out1), judged)

@@ -1,11 +1,12 @@
 """A loss of two views, averaged over the pairs of more."""
 
 from collections.abc import Iterator, Sequence
+from typing import Never
 
 import torch
 from torch import Tensor, nn
 
-from mast_ops._checks import check_flag, check_is
+from mast_ops._checks import check_flag, check_is, check_named
 from mast_ops.losses._base import Observer, SubspaceLoss, observer_of, pairs_of
 from mast_ops.output import View
 from mast_ops.views import FactorizedViews
@@ -75,7 +76,7 @@ class MultiViewLoss(nn.Module):
         self,
         outs: Sequence[View],
         targets: Sequence[View] | None = None,
-        *,
+        *unnamed: Never,
         masks: Tensor | None = None,
         kinds: Tensor | None = None,
         kind: Tensor | None = None,
@@ -83,6 +84,7 @@ class MultiViewLoss(nn.Module):
         reference: View | None = None,
         return_components: bool = False,
     ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
+        check_named(self, unnamed, "outs, targets")
         check_flag("return_components", return_components)
         if sample is not None and not self.criterion.takes_sample:
             raise TypeError(f"sample: got some for {type(self.criterion).__name__}, which has no use for it")
@@ -111,7 +113,10 @@ class MultiViewLoss(nn.Module):
         """How many views are global."""
         for name, given in (("outs", outs), ("targets", targets)):
             if given is not None and (not isinstance(given, list | tuple) or hasattr(given, "_fields")):
-                raise TypeError(f"{name}: got {type(given).__name__}, wanted a list or tuple of outputs, one a view")
+                by_name = "; kinds go by name, kind=kind" if isinstance(given, Tensor) else ""
+                raise TypeError(
+                    f"{name}: got {type(given).__name__}, wanted a list or tuple of outputs, one a view{by_name}"
+                )
         wanted = "two or more" if self.num_views is None else f"{self.num_views}, one for each of the views"
         if len(outs) < 2 or self.num_views not in (None, len(outs)):
             raise ValueError(f"outs: got {len(outs)}, wanted {wanted}")

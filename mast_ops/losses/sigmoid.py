@@ -1,10 +1,11 @@
 import math
+from typing import Never
 
 import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from mast_ops._checks import check_number, check_positive
+from mast_ops._checks import check_named, check_number, check_positive
 from mast_ops.functional.sigmoid import sigmoid
 from mast_ops.losses._base import SubspaceLoss, Terms, observer_of, pairs_of
 from mast_ops.ops import Backend
@@ -66,13 +67,14 @@ class SubspaceSigmoidLoss(SubspaceLoss):
         self,
         out0: View,
         out1: View,
-        *,
+        *unnamed: Never,
         masks: Tensor | None = None,
         kinds: Tensor | None = None,
         kind: Tensor | None = None,
         return_components: bool = False,
         sample: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
+        check_named(self, unnamed, "out0, out1")
         pairs = pairs_of(out0, out1, masks=masks, kinds=kinds, kind=kind, sample=sample)
         return self.of_call(pairs, return_components, observer_of(out0, out1))
 
