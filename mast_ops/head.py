@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from mast_ops._checks import check_choice, check_count, check_embedding, check_is, check_names, shown
 from mast_ops._identity import Identity
 from mast_ops._predictor import Predictor
+from mast_ops._untrained import watch
 from mast_ops._widths import infer_width
 from mast_ops.kinds import check_kinds
 from mast_ops.masks import MaskParameterization, describe_masks, make_masks
@@ -122,6 +123,19 @@ class MaskedSubspaceHead(nn.Module):
             self.uncertainty = Predictor(wide, widths[uncertainty])
         self._identity = Identity()
         self.register_load_state_dict_pre_hook(_refuse_another_head)  # type: ignore[no-untyped-call]
+        self._watch()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._watch()  # a copy, or one from a file
+
+    def _watch(self) -> None:
+        watch(
+            self,
+            beside="projector",
+            wanted="an optimizer made after MaskedSubspaceHead(projector, views), of the head's parameters; for what "
+            "should stay as it is, requires_grad_(False)",
+        )
 
     def forward(self, h: Tensor) -> SubspaceOutput:
         if not torch.compiler.is_compiling():

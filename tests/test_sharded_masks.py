@@ -1,5 +1,7 @@
 """Masks on several ranks: sharded weights start alike, and random gates are the same gates on every rank."""
 
+import warnings
+
 import explained
 import pytest
 import torch
@@ -7,9 +9,11 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.optim import ZeroRedundancyOptimizer
 
 from benchmarks.distributed.ranks import Ranks
 from mast_ops import MaskedSubspaceHead, SubspaceVICRegLoss
+from mast_ops._untrained import STEPS
 from mast_ops.masks import MASKS, BinaryMasks
 
 K, D = 3, 40
@@ -124,3 +128,33 @@ def test_allocated_masks_count_the_pairs_of_all_ranks(ranks, how, gathered):
         wanted = sum(explained.plain(*one, torch.ones(64)) for one in both) / 2
     torch.testing.assert_close(mine["explained"], wanted.float())
     assert mine["calls"] == 1
+
+
+def told(rank: int, how: str, everything: bool) -> list[str]:
+    """What is said of an optimizer that has all of a head, or its projector alone."""
+    model = head("binary")
+    parallel = (
+        fully_shard(model, mesh=init_device_mesh("cpu", (2,)))
+        if how == "FSDP2"
+        else nn.parallel.DistributedDataParallel(model)
+    )
+    trained = (model if everything else model.projector).parameters()
+    if how == "ZeRO":  # each rank's own optimizer has some of the parameters
+        optimizer = ZeroRedundancyOptimizer(trained, torch.optim.SGD, lr=0.1)
+    else:
+        optimizer = torch.optim.SGD(trained, lr=0.1)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        for _ in range(STEPS + 1):
+            SubspaceVICRegLoss()(*parallel(torch.randn(8, 4)).chunk(2)).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    return [str(one.message) for one in said if "got gradients for" in str(one.message)]
+
+
+@pytest.mark.parametrize("how", ["DDP", "FSDP2", "ZeRO"])
+def test_masks_that_no_rank_s_optimizer_has_are_named(ranks, how):
+    assert ranks(told, how, True) == [[], []]
+    for said in ranks(told, how, False):
+        assert len(said) == 1
+        assert "masks.weight, uncertainty." in said[0]

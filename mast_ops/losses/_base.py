@@ -3,7 +3,7 @@
 import inspect
 import warnings
 from abc import ABC, abstractmethod
-from typing import ClassVar, Literal, Never, Protocol, overload
+from typing import Any, ClassVar, Literal, Never, Protocol, overload
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from mast_ops import ops
 from mast_ops._checks import check_alike, check_flag, check_named, check_non_negative
 from mast_ops._dials import Dial
+from mast_ops._untrained import watch
 from mast_ops.functional import combine_log_variance
 from mast_ops.functional.difficulty import prediction_of_difficulty, prediction_of_harder_view
 from mast_ops.functional.sensitivity import check_all_differ, explained, outside
@@ -123,6 +124,15 @@ class SubspaceLoss(nn.Module, ABC):
         self.sensitivity_param, self.difficulty_param = sensitivity_param, difficulty_param
         self.gather_distributed = gather_distributed
         self.backend: Backend = backend
+        self._watch()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._watch()  # a copy, or one from a file
+
+    def _watch(self) -> None:
+        """Some losses learn a temperature."""
+        watch(self, wanted="the loss's parameters in the optimizer too, as in param_groups(model, loss, lr=lr)")
 
     def __init_subclass__(cls, **kwargs: object) -> None:
         """Names the options that are strings or flags: compilers before torch 2.12 cannot look through attributes."""
