@@ -52,6 +52,8 @@ class Pairs(NamedTuple):
     uncertainty: Uncertainty | None = None
     sample: Tensor | None = None
     """(N,) int64, what each pair shows: pairs of one sample are positives of one another. None: all apart."""
+    weight: Tensor | None = None
+    """How much each counts for terms of single pairs, a constant that broadcasts to (N,) or (N, K). None: all alike."""
 
     @classmethod
     def of(

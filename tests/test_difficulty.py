@@ -17,6 +17,7 @@ from mast_ops import (
     functional,
 )
 from mast_ops.analysis import spearman
+from mast_ops.functional import uncertainty
 
 N, K, D = 24, 3, 8
 KINDS = torch.tensor([[1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 1]], dtype=torch.bool)
@@ -280,3 +281,22 @@ def test_what_makes_no_sense_is_refused():
     z0, z1, masks, _ = inputs()
     with pytest.raises(ValueError, match=r"temperature: got 0"):
         functional.pair_difficulty(z0, z1, masks, temperature=0.0)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        SubspaceVICRegLoss(difficulty_param=1.0),
+        SubspaceVICRegLoss(normalize=False),
+        SubspaceNTXentLoss(difficulty_param=1.0),
+        SubspaceCosineLoss(difficulty_param=1.0, sensitivity_param=1.0),
+    ],
+)
+def test_weights_of_pairs_are_worked_out_once_in_a_call(loss, monkeypatch):
+    """A term of single pairs and the sensitivity have them in common, and ranks are told their mean."""
+    calls, mean = [], uncertainty._log_harmonic_mean
+    monkeypatch.setattr(uncertainty, "_log_harmonic_mean", lambda *x: calls.append(x) or mean(*x))
+    z0, z1, masks, kind = inputs()
+    out = SubspaceOutput(z0, masks, torch.randn(N, K, dtype=z0.dtype), KINDS, "subspace")
+    loss(out, z1, kind=kind)
+    assert len(calls) == 1

@@ -186,14 +186,12 @@ def weighted_mean(losses: Tensor, weight: Tensor | None, run: Run) -> Tensor:
     return run.mean((losses if weight is None else losses * weight).mean(), len(losses))
 
 
-def weighted_invariance(
-    pairs: Pairs, run: Run, weight: Tensor | None, *, distance: Distance = "squared", normalize: bool = False
-) -> Tensor:
+def weighted_invariance(pairs: Pairs, run: Run, *, distance: Distance = "squared", normalize: bool = False) -> Tensor:
     """:func:`invariance`; with a weight of each pair, that of the bare distances, by it and by no likelihood."""
-    if weight is None:
+    if pairs.weight is None:
         return invariance(pairs, run, distance=distance, normalize=normalize)
     losses = invariance(pairs._replace(uncertainty=None), run, distance=distance, reduction="none")
-    return weighted_mean(losses, weight, run)
+    return weighted_mean(losses, pairs.weight, run)
 
 
 def _squared(pairs: Pairs, run: Run, normalize: bool = False, reduction: Reduction = "none") -> Tensor:

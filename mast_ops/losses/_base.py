@@ -146,13 +146,9 @@ class SubspaceLoss(nn.Module, ABC):
         """The formula."""
 
     def pair_weight(self, pairs: Pairs, run: Run) -> Tensor | None:
-        """How much each pair counts for sensitivity, (N,), up to a factor that all ranks share; None: all alike."""
-        return self.weight_by_difficulty(pairs, run)
+        """How much each pair counts for sensitivity, and with ``difficulty_param`` for terms of single pairs too.
 
-    def weight_by_difficulty(self, pairs: Pairs, run: Run) -> Tensor | None:
-        """How much each pair counts for terms of single pairs, as broadcasts to (N,) or (N, K), a constant.
-
-        None without ``difficulty_param``, or without a predicted variance.
+        (N,) with ``kind``, up to a factor that all ranks share; None: all alike.
         """
         return None if self._difficulty_param_is_zero else pair_weights(pairs, run)
 
@@ -239,15 +235,17 @@ class SubspaceLoss(nn.Module, ABC):
             )
         if judged is not None:  # weighed by this doubt, pairs of weak augmentations would count most
             pairs = pairs._replace(uncertainty=None)
-        terms = self.terms(pairs, run)
+        asked = not self._sensitivity_param_is_zero
+        explains = pairs.kind is not None and (asked or observer is not None)
+        weight = self.pair_weight(pairs, run) if explains or predicts else None
+        terms = self.terms(pairs._replace(weight=weight) if predicts else pairs, run)
         if predicts:
             term = prediction_of_difficulty(pairs, run) if judged is None else prediction_of_harder_view(*judged, run)
             terms["difficulty"] = (self._difficulty_param, term)
-        asked = not self._sensitivity_param_is_zero
-        if pairs.kind is not None and (asked or observer is not None):
+        if explains:
             if asked:
                 check_all_differ(pairs)
-            found = explained(pairs, run, weight=self.pair_weight(pairs, run))
+            found = explained(pairs, run, weight=weight)
             if asked:
                 terms["sensitivity"] = (self._sensitivity_param, outside(found, pairs.masks).sum())
             if observer is not None:

@@ -63,6 +63,5 @@ class SubspaceCosineLoss(SubspaceLoss):
 
     @override
     def terms(self, pairs: Pairs, run: Run) -> Terms:
-        cosines, weight = cosine_of_pairs(pairs, run, self._eps), self.weight_by_difficulty(pairs, run)
-        similarity = weighted_mean(cosines, weight, run)
+        similarity = weighted_mean(cosine_of_pairs(pairs, run, self._eps), pairs.weight, run)
         return {"negative_cosine": (1.0, -similarity)}

@@ -117,12 +117,11 @@ class SubspaceNTXentLoss(SubspaceLoss):
     def terms(self, pairs: Pairs, run: Run) -> Terms:
         learned = self._parameters.get("temperature")
         temperature = self._temperature if learned is None else learned
-        weight = self.weight_by_difficulty(pairs, run)
         if self.memory_bank is None:
-            if weight is None:
+            if pairs.weight is None:
                 return {"nt_xent": (1.0, nt_xent(pairs, run, temperature=temperature))}
             losses = nt_xent(pairs, run, temperature=temperature, reduction="none")
         else:
             negatives = self.memory_bank.negatives(pairs.z0)
             losses = against_negatives(pairs, negatives, run, temperature=temperature)
-        return {"nt_xent": (1.0, weighted_mean(losses, weight, run))}
+        return {"nt_xent": (1.0, weighted_mean(losses, pairs.weight, run))}

@@ -58,6 +58,5 @@ class UncertaintyInvarianceLoss(SubspaceLoss):
 
     @override
     def terms(self, pairs: Pairs, run: Run) -> Terms:
-        weight = self.weight_by_difficulty(pairs, run)
-        value = weighted_invariance(pairs, run, weight, distance=self.distance, normalize=self.normalize)
+        value = weighted_invariance(pairs, run, distance=self.distance, normalize=self.normalize)
         return {"invariance": (1.0, value)}

@@ -98,9 +98,8 @@ class SubspaceVICRegLoss(SubspaceLoss):
         seen = pairs.masks if self.scope == "subspace" else torch.ones_like(pairs.masks[:1])
         variance0, covariance0 = moments(pairs.z0, seen, run, self._eps)
         variance1, covariance1 = moments(pairs.z1, seen, run, self._eps)
-        weight = self.weight_by_difficulty(pairs, run)
         return {
-            "invariance": (self._lambda_param, weighted_invariance(pairs, run, weight, normalize=self.normalize)),
+            "invariance": (self._lambda_param, weighted_invariance(pairs, run, normalize=self.normalize)),
             "variance": (self._mu_param, (variance0 + variance1).mean() / 2),
             "covariance": (self._nu_param, (covariance0 + covariance1).mean()),
         }
