@@ -26,12 +26,12 @@ _MAY_SAY_EXPORTING = torch.__version__ < "2.13"  # a TorchVersion: compared by n
 class MaskedSubspaceHead(nn.Module):
     """A projector with K learnable masks over its D output dimensions, one per augmentation.
 
-    Works under DDP, FSDP, ``torch.compile``, ``torch.export`` (strict: from torch 2.13 on), autocast and
-    ``copy.deepcopy`` (BYOL's target). The ``state_dict`` carries the names of the subspaces and what turns weights
-    into masks, and a head that differs in them refuses it before anything is loaded; :meth:`with_subspaces` goes
-    from one set of subspaces to another. Where ``torch.distributed.checkpoint`` writes weights in place,
-    ``forward`` refuses those of another head; compiled code does not look, but ``train()``, ``eval()`` and
-    ``load_state_dict`` do.
+    Works under DDP, FSDP, ``torch.compile``, ``torch.export`` (strict: from torch 2.13 on), ONNX (by ``dynamo=True``,
+    and without allocated masks, whose sort it does not have), autocast and ``copy.deepcopy`` (BYOL's target). The
+    ``state_dict`` carries the names of the subspaces and what turns weights into masks, and a head that differs in them
+    refuses it before anything is loaded; :meth:`with_subspaces` goes from one set of subspaces to another. Where
+    ``torch.distributed.checkpoint`` writes weights in place, ``forward`` refuses those of another head; compiled code
+    does not look, but ``train()``, ``eval()`` and ``load_state_dict`` do.
 
     Args:
         projector: Maps backbone features to an (N, D) embedding.
@@ -151,10 +151,12 @@ class MaskedSubspaceHead(nn.Module):
                 f"output_dim: got {self.masks.dim}, wanted {embedding.shape[1]}, the width of what the projector gives"
             )
         granularity: Any = self.granularity
+        told: Any = self._knows_kinds
         observer = self.masks if self.masks.observes and self.training else None
         if torch.compiler.is_exporting() and not (_MAY_SAY_EXPORTING and torch.compiler.is_dynamo_compiling()):
             granularity, observer = None if granularity is None else Word(granularity), None
-        log_variance, told = None if self.uncertainty is None else self.uncertainty(h), self._knows_kinds
+            told = Word("told" if told else "")  # true or false as well, where ONNX has no output for a flag
+        log_variance = None if self.uncertainty is None else self.uncertainty(h)
         return SubspaceOutput(embedding, self.masks(), log_variance, self._table, granularity, observer, told)
 
     def _replicate_for_data_parallel(self) -> NoReturn:

@@ -218,6 +218,21 @@ def test_exports_with_any_batch_and_survives_saving(uncertainty, kinds, strict):
     assert_same(torch.export.load(buffer).module()(h), head(h), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize(("masks", "uncertainty", "kinds"), [("binary", None, None), ("relu", "subspace", KINDS)])
+def test_onnx_with_any_batch(tmp_path, masks, uncertainty, kinds):
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxscript")
+    reference = pytest.importorskip("onnx.reference")
+    head = MaskedSubspaceHead(mlp(), NAMES, masks=masks, kinds=kinds, uncertainty=uncertainty).eval()
+    options = {"dynamic_shapes": ({0: torch.export.Dim.DYNAMIC},), "dynamo": True, "verbose": False}
+    torch.onnx.export(head, (torch.randn(4, 16),), tmp_path / "head.onnx", **options)
+    model = onnx.load(tmp_path / "head.onnx")
+    h = torch.randn(9, 16)
+    found = reference.ReferenceEvaluator(model).run(None, {model.graph.input[0].name: h.numpy()})
+    wanted = [x.detach() for x in head(h) if isinstance(x, torch.Tensor)]
+    torch.testing.assert_close([torch.tensor(x) for x in found], wanted, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.usefixtures("alone")
 def test_trains_under_ddp():
     head = MaskedSubspaceHead(mlp(), NAMES, uncertainty="subspace")
