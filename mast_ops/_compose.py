@@ -1,5 +1,6 @@
 """Named augmentations out of a composition that people have: its steps, and which of them are random."""
 
+import contextlib
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -56,7 +57,7 @@ def take_apart(
 ) -> tuple[dict[str, Augmentation], Augmentation | None]:
     """The random steps by name, and what follows the last of them; see `FactorizedViews.from_compose`."""
     steps = [step for step in _flat(compose) if _probability(step) != 0]
-    is_random = _tell_random(steps, image if image is not None else _example(steps, batched))
+    is_random = _tell_random(steps, [image] if image is not None else _examples(steps, batched))
     found: dict[str, list[Augmentation]] = {}
     waiting: list[Augmentation] = []  # what is fixed goes with the random step that follows
     for step, random in zip(steps, is_random, strict=True):
@@ -114,21 +115,34 @@ def _probability(step: Any) -> float | None:
     return None
 
 
-def _example(steps: Sequence[Augmentation], batched: bool) -> Any:
+def _examples(steps: Sequence[Augmentation], batched: bool) -> list[Any]:
+    """What the first step may take, the likeliest first."""
     roots = {base.__module__.partition(".")[0] for step in steps for base in type(step).__mro__}
     with torch.device("cpu"):
         generator = torch.Generator().manual_seed(0)
         if batched:
-            return torch.rand(2, 3, *_SIDES, generator=generator)
+            return [torch.rand(2, 3, *_SIDES, generator=generator)]
         image = torch.randint(256, (*_SIDES, 3), dtype=torch.uint8, generator=generator)
         if "albumentations" in roots:
-            return image.numpy()
+            return [image.numpy()]
+        whole = image.permute(2, 0, 1)
         if "kornia" not in roots and (pil := sys.modules.get("PIL.Image")) is not None:
-            return pil.fromarray(image.numpy())
-        return image.permute(2, 0, 1) / 255
+            return [pil.fromarray(image.numpy()), whole / 255, whole]
+        return [whole / 255]
 
 
-def _tell_random(steps: Sequence[Augmentation], image: Any) -> list[bool]:
+def _tell_random(steps: Sequence[Augmentation], images: Sequence[Any]) -> list[bool]:
+    """By the first of the images that all steps take; where none is, what the first one met is said."""
+    try:
+        return _random_on(steps, images[0])
+    except ValueError:
+        for image in images[1:]:
+            with contextlib.suppress(ValueError):
+                return _random_on(steps, image)
+        raise
+
+
+def _random_on(steps: Sequence[Augmentation], image: Any) -> list[bool]:
     """A step that draws nothing, and gives one result under all seeds, is not."""
     told = []
     with outer_states_kept(image):

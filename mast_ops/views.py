@@ -207,7 +207,7 @@ class FactorizedViews:
             compose: the composition.
             groups: new name -> the name of a step, or of several that follow one another. Default: a step each.
             image: what the first step takes, to try the steps on. Default: noise, as a PIL image where PIL is
-                imported, an array for albumentations, and a tensor for kornia and for a batch.
+                imported, or else as a tensor; an array for albumentations, and a tensor for kornia and for a batch.
             batched: as in the constructor; kornia's augmentations take batches, and one image with keepdim=True.
             options: pairs, weights, generator and those of more views, as in the constructor.
 

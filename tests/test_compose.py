@@ -52,6 +52,17 @@ def test_torchvision(v2):
     assert float(view.min()) < -1  # normalised, and to a tensor only once
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.uint8])
+def test_torchvision_of_tensors(v2, dtype):
+    """Of a data set that holds tensors: no PIL image goes through it, and nobody says so."""
+    first = [] if dtype == torch.float32 else [v2.RandomPosterize(4), v2.ToDtype(torch.float32, scale=True)]
+    compose = v2.Compose([*first, v2.RandomHorizontalFlip(), v2.Normalize([0.5] * 3, [0.2] * 3), v2.RandomErasing()])
+    views = FactorizedViews.from_compose(compose)
+    assert views.augmentations == (*(["posterize"] if first else []), "horizontal_flip", "erasing")
+    image = torch.rand(3, 9, 9) if dtype == torch.float32 else torch.randint(256, (3, 9, 9), dtype=dtype)
+    assert_makes_pairs(views, image)
+
+
 def test_lightly(v2):
     transforms = pytest.importorskip("lightly.transforms")
     views = FactorizedViews.from_compose(transforms.SimCLRTransform(input_size=24), pairs="mixed")
