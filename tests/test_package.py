@@ -25,6 +25,14 @@ def test_import_is_light():
     assert run(sys.executable, "-c", code).strip() == "[]"
 
 
+@pytest.mark.parametrize("name", ["checkpoints.load_heads", "plots.plot_pairs", "recipes.make_views"])
+def test_names_are_reached_as_the_pages_write_them(name):
+    """A line of a page is run as it stands, after the one import that it shows."""
+    assert "function" in run(sys.executable, "-c", f"import mast_ops; print(mast_ops.{name})")
+    with pytest.raises(AttributeError, match="module 'mast_ops' has no attribute 'plot'"):
+        _ = mast_ops.plot
+
+
 @pytest.mark.parametrize("module", [mast_ops, mast_ops.functional])
 def test_public_names_exist_and_are_documented(module):
     for name in module.__all__:
