@@ -808,10 +808,14 @@ def test_fork_while_a_thread_makes_views_does_not_stop_the_child():
         forked.wait(60)
         return x + torch.rand(())
 
+    def views_of_a_child():
+        torch.set_num_threads(1)  # as a data loader's worker does: threads of OpenMP do not live on in a fork
+        FactorizedViews(stamps())(images(1)[0])
+
     thread = threading.Thread(target=FactorizedViews({"wait": wait}), args=(images(1)[0],))
     thread.start()
     started.wait(60)
-    child = multiprocessing.get_context("fork").Process(target=FactorizedViews(stamps()), args=(images(1)[0],))
+    child = multiprocessing.get_context("fork").Process(target=views_of_a_child)
     child.start()
     forked.set()
     thread.join()
