@@ -94,6 +94,12 @@ class MaskedSubspaceHead(nn.Module):
         output_dim: int | None = None,
     ) -> None:
         super().__init__()
+        check_is("projector", projector, nn.Module, "a module of torch.nn")
+        if isinstance(projector, MaskedSubspaceHead):
+            raise TypeError(
+                "projector: got a MaskedSubspaceHead, wanted a module that gives a tensor, as its .projector; "
+                "for other augmentations take its with_subspaces()"
+            )
         if isinstance(subspaces, FactorizedViews):
             if kinds is not None:
                 raise ValueError("kinds: got a table beside views, which have their own; pass one or the other")
@@ -103,12 +109,6 @@ class MaskedSubspaceHead(nn.Module):
             check_choice("uncertainty", uncertainty, GRANULARITIES)
         if kinds is not None:
             check_kinds(kinds, len(self.subspaces))
-        check_is("projector", projector, nn.Module, "a module of torch.nn")
-        if isinstance(projector, MaskedSubspaceHead):
-            raise TypeError(
-                "projector: got a MaskedSubspaceHead, wanted a module that gives a tensor, as its .projector; "
-                "for other augmentations take its with_subspaces()"
-            )
         if input_dim is not None:
             check_count("input_dim", input_dim)
         dim = _width("output", output_dim, projector)
@@ -122,7 +122,7 @@ class MaskedSubspaceHead(nn.Module):
             widths = {"sample": 1, "subspace": len(self.subspaces), "dimension": dim}
             self.uncertainty = Predictor(wide, widths[uncertainty])
         self._identity = Identity()
-        self.register_load_state_dict_pre_hook(_refuse_another_head)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_pre_hook(_before_loading)  # type: ignore[no-untyped-call]
         self._watch()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -359,8 +359,14 @@ def _width(end: Literal["input", "output"], given: int | None, projector: nn.Mod
     return width
 
 
-def _refuse_another_head(head: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+def _before_loading(head: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Refuses another head's weights; those of the projector alone, of a model without masks, go to the projector."""
     assert isinstance(head, MaskedSubspaceHead)
     stored = state_dict.get(f"{prefix}_extra_state")
     if stored is not None:  # load_state_dict reports a missing key itself
         head._identity.refuse(stored, head._describe())
+    tensors = (*head.projector.named_parameters(), *head.projector.named_buffers())
+    has_masks = any(key.startswith(f"{prefix}masks.") for key in state_dict)
+    if not has_masks and any(f"{prefix}{name}" in state_dict for name, _ in tensors):
+        for key in [key for key in state_dict if key.startswith(prefix)]:
+            state_dict[f"{prefix}projector.{key.removeprefix(prefix)}"] = state_dict.pop(key)

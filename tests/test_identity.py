@@ -40,6 +40,31 @@ def test_a_distributed_checkpoint_comes_back(saved):
         assert torch.equal(other(H).embedding, one(H).embedding)
 
 
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_checkpoint_without_masks_goes_to_the_projector(nested):
+    """It was lost without a word under ``strict=False``, which reports keys to whoever looks at them."""
+    projector = nn.Sequential(nn.Linear(16, 8), nn.BatchNorm1d(8))
+    if nested:
+        projector = nn.ModuleDict({"projector": projector, "other": nn.Linear(2, 2)})
+    plain = nn.Sequential(nn.ReLU(), projector)
+    state = copy.deepcopy(plain.state_dict())
+    other = nn.Sequential(nn.ReLU(), MaskedSubspaceHead(copy.deepcopy(projector), NAMES, output_dim=8))
+    for tensor in (*other[1].projector.parameters(), *other[1].projector.buffers()):
+        tensor.data.zero_()
+    found = other.load_state_dict(state, strict=False)
+    assert sorted(found.missing_keys) == ["1._extra_state", "1.masks.weight"]
+    assert found.unexpected_keys == []
+    for name, tensor in other[1].projector.state_dict().items():
+        assert torch.equal(tensor, state[f"1.{name}"])
+    assert state.keys() == plain.state_dict().keys()
+    with pytest.raises(RuntimeError, match=r'Missing key\(s\) in state_dict: "1._extra_state", "1.masks.weight". $'):
+        other.load_state_dict(state)
+    own = other.state_dict()
+    other.load_state_dict(own)
+    del own["1.masks.weight"], own["1._extra_state"]
+    assert sorted(other.load_state_dict(own, strict=False).missing_keys) == ["1._extra_state", "1.masks.weight"]
+
+
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 @pytest.mark.parametrize("names", [["color", "crop", "blur"], ["a name that is longer", "another of them", "x"]])
 def test_weights_of_other_names_do_not_pass_when_written_in_place(saved, names):
