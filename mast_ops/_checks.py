@@ -264,7 +264,7 @@ def shown(value: object) -> str:
     if value is None or isinstance(value, bool | str | bytes | numbers.Number):
         text = repr(value)
         return text if len(text) <= 80 else f"{text[:77]}..."
-    return type(value).__name__
+    return f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
 
 
 def values_are_free(x: Tensor) -> bool:

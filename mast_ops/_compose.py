@@ -19,6 +19,7 @@ from mast_ops._draws import (
     seed_generators,
     states_of,
 )
+from mast_ops._trials import warn_user
 
 _CHAINS = {"Compose", "Sequential", "ImageSequential", "AugmentationSequential"}
 _SEEDS = 8
@@ -68,6 +69,11 @@ def take_apart(
     if not found:
         names = ", ".join(_name(step) for step in steps) or "no step"
         raise ValueError(f"compose: got no random step ({names}), wanted at least one")
+    if len(found) == 1:
+        warn_user(
+            f"compose: got one random step, {next(iter(found))!r}, wanted several: all that it draws has one mask, so "
+            "that features ignore it together. What calls several in turn is taken apart as a Compose of them"
+        )
     if groups is not None:
         found = _grouped(found, groups)
     return {name: in_turn(parts) for name, parts in found.items()}, in_turn(waiting) if waiting else None

@@ -52,7 +52,7 @@ class Trials:
         on_trial = self._uses_left[name] > 0  # which may yet refuse it, in better words
         if name not in self._warned and not on_trial:
             self._warned.add(name)
-            _warn(
+            warn_user(
                 f"{name}: got two equal views from {num_redraws} pairs of draws, wanted views that differ in it: "
                 "such a pair teaches nothing: does it act on this image, and often enough?"
             )
@@ -90,10 +90,10 @@ def _refuse_deterministic(name: str, call: Augmentation) -> None:
     got += "views; what is deterministic (to tensor, normalise) goes to finalize="
     if not hasattr(call, "set_random_seed"):
         raise ValueError(got)
-    _warn(got)
+    warn_user(got)
 
 
-def _warn(message: str) -> None:
+def warn_user(message: str) -> None:
     depth = 1
     while str(sys._getframe(depth).f_globals.get("__name__")).startswith("mast_ops."):
         depth += 1  # up to the line that asks for views

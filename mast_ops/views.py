@@ -217,6 +217,10 @@ class FactorizedViews:
                 not take what comes before it (pass image); groups name a step that is not there, twice, or steps
                 that are apart.
 
+        Warns:
+            UserWarning: one step alone is random, as where compose is a function that does everything: it is one
+                augmentation, of one mask.
+
         >>> class RandomShift(torch.nn.Module):
         ...     def forward(self, x):
         ...         return x + torch.rand(len(x), 1, 1, 1)
@@ -317,6 +321,8 @@ def _named(argument: str, calls: Any, least: int = 1) -> tuple[tuple[str, ...], 
         calls = dict(calls.items())
     if not isinstance(calls, Mapping):
         wanted = "name -> callable, or FactorizedViews.from_compose for a composition"
+        if argument == "local_augmentations":
+            wanted = "name -> callable, of those alone that local views have otherwise, such as their crop"
         raise TypeError(f"{argument}: got {type(calls).__name__}, wanted {wanted}")
     names = check_names(argument, tuple(calls)) if least or calls else ()
     for name in names:

@@ -1,6 +1,7 @@
 """Named augmentations out of compositions that people have, and standard recipes."""
 
 import pickle
+import warnings
 
 import numpy as np
 import pytest
@@ -184,6 +185,15 @@ class Pair:
 def test_a_wrapper_of_one_composition_is_looked_into():
     views = FactorizedViews.from_compose(TwoViews(Compose([noise])), image=torch.rand(3, 4, 4))
     assert views.augmentations == ("noise",)
+
+
+def test_one_step_that_does_everything_is_warned_of():
+    """As a function of a whole pipeline, which nobody can look into."""
+    with pytest.warns(UserWarning, match=r"^compose: got one random step, 'noise', wanted several") as told:
+        FactorizedViews.from_compose(noise, image=torch.rand(3, 4, 4))
+    assert told[0].filename == __file__
+    with warnings.catch_warnings(action="error"):
+        FactorizedViews.from_compose(Compose([noise, noise]), image=torch.rand(3, 4, 4))
 
 
 @pytest.mark.parametrize(

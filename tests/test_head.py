@@ -371,6 +371,10 @@ def test_a_head_is_not_wrapped_again():
     """As by a notebook's cell that is run twice."""
     with pytest.raises(TypeError, match=r"^projector: got a MaskedSubspaceHead, wanted .* its \.projector"):
         MaskedSubspaceHead(with_kinds(), ["crop"], output_dim=16)
+    with pytest.raises(TypeError, match=r"^projector: got list, wanted a module"):
+        MaskedSubspaceHead(["crop"], mlp())  # the other way round
+    with pytest.raises(TypeError, match=r"^projector: got the class Linear, wanted a module"):
+        MaskedSubspaceHead(nn.Linear, ["crop"])
 
 
 @pytest.mark.parametrize("part", ["chunk", "split"])

@@ -155,7 +155,7 @@ def test_default_collate_makes_a_batch_of_each_view():
         ({"local_augmentations": {"a": Stamp(0)}}, ValueError, "num_local_views: got 0 beside local_augmentations"),
         ({"local_augmentations": {"d": Stamp(0)}}, ValueError, "local_augmentations: got 'd', wanted names of"),
         ({"local_augmentations": {"a": 1}}, TypeError, r"local_augmentations\['a'\]: got int, wanted a callable"),
-        ({"local_augmentations": Stamp(0)}, TypeError, "local_augmentations: got Stamp"),
+        ({"local_augmentations": Stamp(0)}, TypeError, "local_augmentations: got Stamp, wanted .* such as their crop"),
     ],
 )
 def test_bad_arguments_are_named(options, error, match):
