@@ -49,6 +49,8 @@ def watch(module: nn.Module, *, beside: str = "", wanted: str) -> None:
         >>> print(told[0].message)
         Linear: got gradients for bias in 10 steps of SGD, and no optimizer with it; wanted one of all
     """
+    if torch.compiler.is_compiling():  # a loss that is made where it is called, new in each step
+        return
     if not _hooked:
         _hooked.append(register_optimizer_step_post_hook(_look))
     _watched[module] = _Watch(beside, wanted)

@@ -8,7 +8,15 @@ import pytest
 import torch
 from torch import nn
 
-from mast_ops import MaskedSubspaceHead, SubspaceNTXentLoss, SubspaceSigmoidLoss, SubspaceVICRegLoss, param_groups
+from mast_ops import (
+    MaskedSubspaceHead,
+    SubspaceCosineLoss,
+    SubspaceNTXentLoss,
+    SubspaceSigmoidLoss,
+    SubspaceVICRegLoss,
+    UncertaintyInvarianceLoss,
+    param_groups,
+)
 from mast_ops._untrained import STEPS
 
 
@@ -75,6 +83,20 @@ def test_a_predictor_and_a_compiled_head_are_named_too():
     (told,) = train(compiled, optimizer)
     assert "masks.weight, uncertainty." in told
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == before + 1
+
+
+@pytest.mark.parametrize(
+    "loss", [SubspaceVICRegLoss, SubspaceNTXentLoss, SubspaceCosineLoss, UncertaintyInvarianceLoss]
+)
+def test_a_loss_that_is_made_where_it_is_called_compiles_whole(loss):
+    """As in a model whose forward computes the loss."""
+
+    def step(z0, z1, kind):
+        return loss()(z0, z1, masks=torch.ones(2, 8), kind=kind)
+
+    given = torch.randn(6, 8), torch.randn(6, 8), torch.tensor([0, 1] * 3)
+    compiled = torch.compile(step, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(*given), step(*given))
 
 
 def test_the_line_that_takes_the_step_is_shown():
