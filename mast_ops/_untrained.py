@@ -63,19 +63,24 @@ def _look(optimizer: Optimizer, *_: Any) -> None:
     inside: set[int] | None = None
     for module, watched in tuple(_watched.items()):
         parameters = dict(module.named_parameters())
-        asked = {name: p for name, p in parameters.items() if p.requires_grad and not name.startswith(watched.beside)}
-        waiting = {name: p for name, p in asked.items() if name not in watched.held and p.grad is not None}
+        own = {name: p for name, p in parameters.items() if not name.startswith(watched.beside)}
+        waiting = {
+            name for name, p in own.items() if name not in watched.held and p.requires_grad and p.grad is not None
+        }
         if not waiting:
             continue
         inside = {id(p) for group in optimizer.param_groups for p in group["params"]} if inside is None else inside
-        watched.held |= {name for name, p in asked.items() if id(p) in inside}
-        missing = sorted(waiting.keys() - watched.held)
+        watched.held |= {name for name, p in own.items() if id(p) in inside}
+        if watched.held >= own.keys():
+            del _watched[module]
+            continue
+        missing = sorted(waiting - watched.held)
         beside = [p for name, p in parameters.items() if name.startswith(watched.beside)]
         if not missing or (beside and not any(id(p) in inside for p in beside)):
             continue
         watched.steps[optimizer] = watched.steps.get(optimizer, 0) + 1
         if watched.steps[optimizer] == STEPS:
-            watched.held |= waiting.keys()
+            watched.held |= waiting
             warnings.warn(
                 f"{type(module).__name__}: got gradients for {', '.join(missing)} in {STEPS} steps of "
                 f"{type(optimizer).__name__}, and no optimizer with {'it' if len(missing) == 1 else 'them'}; "
