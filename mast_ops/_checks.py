@@ -7,6 +7,8 @@ the device.
 
 import math
 import numbers
+import sys
+import warnings
 from collections.abc import Callable, Iterable, KeysView, Sequence, Set
 from types import UnionType
 
@@ -265,6 +267,14 @@ def shown(value: object) -> str:
         text = repr(value)
         return text if len(text) <= 80 else f"{text[:77]}..."
     return f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
+
+
+def warn_user(message: str) -> None:
+    """Shown at the line of the user's that led here, through whatever of ours and torch's."""
+    depth = 1
+    while str(sys._getframe(depth).f_globals.get("__name__")).startswith(("mast_ops.", "torch.")):
+        depth += 1
+    warnings.warn(message, UserWarning, stacklevel=depth + 1)
 
 
 def values_are_free(x: Tensor) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from mast_ops._checks import check_names
+from mast_ops._checks import check_names, warn_user
 from mast_ops._draws import (
     Augmentation,
     alike,
@@ -19,7 +19,6 @@ from mast_ops._draws import (
     seed_generators,
     states_of,
 )
-from mast_ops._trials import warn_user
 
 _CHAINS = {"Compose", "Sequential", "ImageSequential", "AugmentationSequential"}
 _SEEDS = 8

@@ -1,10 +1,9 @@
 """The first uses of a callable: whether it replays, and whether it draws at all, said before it is relied upon."""
 
-import sys
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mast_ops._checks import warn_user
 from mast_ops._draws import Augmentation, copied, draw, same, seed_generators, states_of
 from mast_ops._images import check_rows
 
@@ -91,10 +90,3 @@ def _refuse_deterministic(name: str, call: Augmentation) -> None:
     if not hasattr(call, "set_random_seed"):
         raise ValueError(got)
     warn_user(got)
-
-
-def warn_user(message: str) -> None:
-    depth = 1
-    while str(sys._getframe(depth).f_globals.get("__name__")).startswith("mast_ops."):
-        depth += 1  # up to the line that asks for views
-    warnings.warn(message, UserWarning, stacklevel=depth + 1)

@@ -5,7 +5,6 @@ have moved says little: they rest at a learning rate of 0, while gradients are a
 averaged. So this asks which optimizers take steps, and what is in them: it looks at no value, and waits for no device.
 """
 
-import warnings
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -13,6 +12,8 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from mast_ops._checks import warn_user
 
 STEPS = 10
 """Of an optimizer, before something that is in none is named: another optimizer may take its steps less often."""
@@ -81,9 +82,8 @@ def _look(optimizer: Optimizer, *_: Any) -> None:
         watched.steps[optimizer] = watched.steps.get(optimizer, 0) + 1
         if watched.steps[optimizer] == STEPS:
             watched.held |= waiting
-            warnings.warn(
+            warn_user(
                 f"{type(module).__name__}: got gradients for {', '.join(missing)} in {STEPS} steps of "
                 f"{type(optimizer).__name__}, and no optimizer with {'it' if len(missing) == 1 else 'them'}; "
-                f"wanted {watched.wanted}",
-                stacklevel=3,  # the line that calls step()
+                f"wanted {watched.wanted}"
             )

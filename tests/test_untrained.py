@@ -103,8 +103,11 @@ def test_the_line_that_takes_the_step_is_shown():
     net = plain()
     optimizer = torch.optim.SGD(net.parameters(), lr=1e-3)
     wrapped(net)[1].masks.weight.grad = torch.ones(3, 8)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1.0)
+    scaler.scale(torch.ones(()))
+    net[0].weight.grad = torch.ones(4, 4)
     with pytest.warns(UserWarning, match="got gradients for masks") as told:
-        [optimizer.step() for _ in range(STEPS)]
+        [(scaler.step(optimizer), scaler.update()) for _ in range(STEPS)]
     assert told[0].filename == __file__
 
 

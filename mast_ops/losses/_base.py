@@ -1,7 +1,6 @@
 """What every subspace loss shares: it takes two views, and is a weighted sum of named terms."""
 
 import inspect
-import warnings
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar, Literal, Never, Protocol, overload
 
@@ -9,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mast_ops import ops
-from mast_ops._checks import check_alike, check_flag, check_named, check_non_negative
+from mast_ops._checks import check_alike, check_flag, check_named, check_non_negative, warn_user
 from mast_ops._dials import Dial
 from mast_ops._untrained import watch
 from mast_ops.functional import combine_log_variance
@@ -314,10 +313,9 @@ def pairs_of(
             "its kinds=, the table of which kind is the row"
         )
     if kind is None and tables and not torch.compiler.is_compiling():
-        warnings.warn(
+        warn_user(
             "kind: got None with a head that knows kinds of pairs, wanted kind=kind, as views(images) gives it: every "
-            "pair counts in each mask alone now, whatever differs in it",
-            stacklevel=5,  # the line that calls the loss
+            "pair counts in each mask alone now, whatever differs in it"
         )
     if tables and kinds is not None:
         raise ValueError("kinds: got a table beside a head's output, which carries its own; pass one or the other")
