@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mast_ops._draws import drawn
 from mast_ops._images import check_rows
-from mast_ops._redraws import REDRAWS, redraw_rows
+from mast_ops._redraws import redraw_rows
 from mast_ops._steps import Step, of_local_views
 from mast_ops._trials import Trials
 
@@ -25,8 +25,8 @@ def views_of_batch(x: Tensor, steps: Sequence[Step[Tensor]], trials: Trials) -> 
     for step in steps:
         trials.use(step.name, step.call, views.tensors[0])
         before, views = views, _stepped(step, views)
-        if not redraw_rows(step, before.rows, views.tensors[:num_global], step.is_last.nonzero()[:, 0]):
-            trials.warn_of_equal_views(step.name, REDRAWS)
+        rows = step.is_last.nonzero()[:, 0]
+        trials.count(step.name, len(rows), redraw_rows(step, before.rows, views.tensors[:num_global], rows))
         if step.local_call is not None and len(views.tensors) > num_global:
             views = _drawn_locally(of_local_views(step), before, views, trials)
     return views.tensors

@@ -5,7 +5,7 @@ from typing import Any
 
 from mast_ops._draws import alike, copied, draw
 from mast_ops._images import check_item
-from mast_ops._redraws import REDRAWS, redrawn
+from mast_ops._redraws import redrawn
 from mast_ops._steps import Step, of_local_views
 from mast_ops._trials import Trials
 
@@ -26,10 +26,11 @@ def views_of_item(x: Any, steps: Sequence[Step[bool]], trials: Trials) -> list[A
         seeds = [shared, *own[: num_global - 1]] if step.differs else [shared] * num_global
         views = [draw(step.name, step.call, view, seed) for view, seed in zip(views, seeds, strict=False)]
         check_item(step.name, views[0])
-        if step.is_last and all(alike(views[0], view) for view in views[1:]):
-            views, differ = redrawn(step, before)
+        if step.is_last:
+            differ = not all(alike(views[0], view) for view in views[1:])
             if not differ:
-                trials.warn_of_equal_views(step.name, REDRAWS)
+                views, differ = redrawn(step, before)
+            trials.count(step.name, 1, int(not differ))
         if local_views:
             local_views = _drawn_locally(of_local_views(step), local_views, trials)
     if len(views) < num_global:

@@ -20,8 +20,8 @@ _STRIDE = 8  # of the pixels that are compared first: views that differ mostly d
 
 def redraw_rows(
     step: Step[Tensor], start: Callable[[int, Tensor], Tensor], views: Sequence[Tensor], rows: Tensor
-) -> bool:
-    """Draws those of these rows anew whose views are all equal, in place; whether some differ then in each.
+) -> int:
+    """Draws those of these rows anew whose views are all equal, in place; how many of them stay so.
 
     `start(view, rows)` gives what the rows of a view were drawn of.
     """
@@ -42,7 +42,7 @@ def redraw_rows(
             view[rows.to(view.device)] = many[found.to(view.device)]
         rows = rows[equal.all(1)]
         done += num
-    return len(rows) == 0
+    return len(rows)
 
 
 def redrawn(step: Step[bool], before: Sequence[Any]) -> tuple[list[Any], bool]:

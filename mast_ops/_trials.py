@@ -9,6 +9,7 @@ from mast_ops._images import check_rows
 
 _TRIALS = 8  # a hidden coin tossed once a call slips through with probability 2 ** -8
 _TRIAL_ROWS = 4  # of a batch: the first batch should not cost much more than the others
+_EQUAL, _EQUAL_SHARE = 3, 0.01  # pairs of equal views before a word
 _TRIAL_ITEMS = 8  # before one is called deterministic: a random crop draws nothing where an image is of its size
 
 
@@ -19,6 +20,8 @@ class Trials:
         self._batched = batched
         self._uses_left = {name: _uses_on_trial(call, batched) for name, call in calls.items()} | {"finalize": 1}
         self._warned: set[str] = set()
+        self._pairs = dict.fromkeys(calls, 0)  # those that it had to make differ,
+        self._equal = dict.fromkeys(calls, 0)  # and those of them whose views are equal all the same
 
     def use(self, name: str, call: Augmentation, x: Any) -> None:
         """At a callable's first use: one result for one seed; several for several, and from finalize one."""
@@ -47,13 +50,18 @@ class Trials:
                 )
         self._uses_left[name] = 0
 
-    def warn_of_equal_views(self, name: str, num_redraws: int) -> None:
+    def count(self, name: str, num_pairs: int, num_equal: int) -> None:
+        """Of more pairs. What acts in a tenth of its calls leaves one of 700 equal after all redraws: no word of it."""
+        self._pairs[name] += num_pairs
+        self._equal[name] += num_equal
+        often = num_equal > 0 and self._equal[name] >= max(_EQUAL, _EQUAL_SHARE * self._pairs[name])
         on_trial = self._uses_left[name] > 0  # which may yet refuse it, in better words
-        if name not in self._warned and not on_trial:
+        if often and name not in self._warned and not on_trial:
             self._warned.add(name)
             warn_user(
-                f"{name}: got two equal views from {num_redraws} pairs of draws, wanted views that differ in it: "
-                "such a pair teaches nothing: does it act on this image, and often enough?"
+                f"{name}: got two equal views in {self._equal[name]} of {self._pairs[name]} pairs, redraws and all, "
+                "wanted views that differ in it: such a pair teaches nothing: does it act on these images, and often "
+                "enough?"
             )
 
 

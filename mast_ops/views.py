@@ -109,9 +109,10 @@ class FactorizedViews:
             one image a batch axis.
 
     Warns:
-        UserWarning: once for each augmentation that leaves two views equal after all redraws, as on a blank image, or
-            where it acts in a fiftieth of its calls; or that has a generator of its own, whose draws we cannot see, and
-            in its first eight uses gives one result under every seed.
+        UserWarning: once for each augmentation that leaves two views equal after all redraws in one of a hundred pairs,
+            and in three at least, as on blank images, or where it acts in a fiftieth of its calls; or that has a
+            generator of its own, whose draws we cannot see, and in its first eight uses gives one result under every
+            seed.
 
     Source: ours. The abstract of the MAST paper (ICLR 2023) does not say how pairs are sampled.
 

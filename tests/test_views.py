@@ -491,6 +491,18 @@ def test_augmentation_that_seldom_acts_or_finds_nothing_to_do_is_let_through_wit
     assert {warning.filename for warning in recwarn} == {__file__}
 
 
+@pytest.mark.parametrize("batched", [True, False])
+def test_augmentation_that_acts_in_a_tenth_of_its_calls_is_not_warned_of(batched, recwarn):
+    """As BYOL's and VICReg's solarization: a word in each run of theirs would be of one pair in 700."""
+    views = FactorizedViews(coins(flip=0.5, solarize=0.1), pairs="single", batched=batched)
+    equal = 0
+    for _ in range(16 if batched else 2000):
+        view0, view1, _ = views(images(500) if batched else images(1)[0])
+        equal += int((view0 == view1).flatten(1).all(1).sum()) if batched else torch.equal(view0, view1)
+    assert equal > 0
+    assert not recwarn
+
+
 class Coin:
     """Adds one to a column with a probability, by a draw for each sample."""
 
