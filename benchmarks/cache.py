@@ -61,7 +61,7 @@ def launched(dtype: torch.dtype) -> set[tuple[str, Shape]]:
     """What the benchmarks measure on a GPU, sweeps of sizes included, where mast_ops would choose Triton."""
     from benchmarks.contenders import SUITES
     from benchmarks.scaling import CENTRES, shapes
-    from mast_ops.ops.backend import WIDE
+    from mast_ops.ops.backend import widest
 
     settings = Settings("cuda", dtype, "triton", quick=False, compile=False, seconds=1.0)
     found = {(name, make(settings).shape) for name, makes in SUITES.items() for make in makes}
@@ -69,7 +69,7 @@ def launched(dtype: torch.dtype) -> set[tuple[str, Shape]]:
         found |= {(name, shape) for _, shape in shapes(centres[1], settings)}
     # one N stands for all: kernels are made for sizes that 16 divides, whatever they are
     found = {(name, shape._replace(n=_N)) for name, shape in found if name in _KERNELS}  # not moments: products alone
-    return {(name, shape) for name, shape in found if _KERNELS[name] is not _contrast or shape.d <= WIDE}
+    return {(name, shape) for name, shape in found if _KERNELS[name] is not _contrast or shape.d <= widest(dtype)}
 
 
 def _sums(dtype: torch.dtype, d: int, rows: int, n: int = _N, row: torch.Tensor | None = None) -> None:

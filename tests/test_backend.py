@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -50,6 +51,16 @@ def test_compile_takes_any_number_of_masks_and_any_mixture_of_dtypes(monkeypatch
                 torch.testing.assert_close(case.fused(*case.arguments, backend="compile"), case.plain(*case.arguments))
     finally:
         dispatch._compiled.cache_clear()
+
+
+@pytest.mark.parametrize(("dtype", "widest"), [(torch.bfloat16, 1024), (torch.float16, 1024), (torch.float32, 256)])
+def test_auto_on_a_gpu_leaves_wide_pairs_to_products(dtype, widest, monkeypatch):
+    monkeypatch.setattr(dispatch, "_forced", "auto")
+    monkeypatch.setattr(dispatch, "_HAS_TRITON", True)
+    for dim, wanted in ((widest, "triton"), (widest + 1, "chunked")):
+        z = SimpleNamespace(device=torch.device("cuda"), shape=(4, dim), dtype=dtype)
+        assert dispatch.resolve("auto", "contrast", z, held=10**6) == wanted
+        assert dispatch.resolve("auto", "pairs", z, held=10**6) == "triton"
 
 
 def test_auto_on_cpu(monkeypatch):

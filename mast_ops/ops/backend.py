@@ -69,7 +69,7 @@ def resolve(backend: Backend, operator: str, z: Tensor, held: int) -> Backend:
         return "eager"
     if asked == "auto":
         if z.device.type == "cuda":
-            products = _why_not_triton(z) or (operator == "contrast" and z.shape[1] > WIDE)
+            products = _why_not_triton(z) or (operator == "contrast" and z.shape[1] > widest(z.dtype))
             return "chunked" if products else _with_kernel(operator)
         if z.device.type != "cpu":
             return "eager"
@@ -112,13 +112,19 @@ def resolve_kernels(backend: Backend, operator: str, z: Tensor, held: int) -> Ba
 # Elementwise work and one small product: under the caller's own torch.compile, one pass over memory.
 _INDUCTOR_FUSES = ("pairs",)
 _SMALL = 1 << 16
-# The gradient kernel makes the scores again for every 256 columns of its result: beyond two such slices that is
-# more arithmetic than products over blocks of kept scores are.
-WIDE = 512
+# The gradient kernel makes the scores again for every 256 columns of its result: beyond a few such slices that is more
+# arithmetic than products over blocks of kept scores are. Those are float32's, which tensor cores do not speed up, so
+# that half precision stays with the kernels for longer. Predicted by benchmarks/predict.py, not measured.
+_WIDE, _WIDE_HALF = 256, 1024
 # Looked up at import, which finds the package without importing it: compilers before torch 2.12 cannot trace that.
 _HAS_TRITON = importlib.util.find_spec("triton") is not None
 # Nothing but large matrix products: the library's own are the kernel on every device.
 _PRODUCTS_ONLY = ("moments",)
+
+
+def widest(dtype: torch.dtype) -> int:
+    """Dimensions to which the kernels of all pairs are the quicker way."""
+    return _WIDE_HALF if dtype in (torch.float16, torch.bfloat16) else _WIDE
 
 
 def _transformed() -> bool:
