@@ -75,15 +75,19 @@ def differences(document: dict[str, Any]) -> str:
 
 
 def _elsewhere(methods: Runs) -> list[str]:
-    """How far behind the strongest rivals on the other bases, where they were run."""
-    found = []
-    for base in ("simclr", "byol"):
-        if f"{base}/augself" in methods:
-            augself, looc = (
-                _figure(_difference(methods, f"{base}/{key}", f"{base}/mast")) for key in ("augself", "looc")
-            )
-            found.append(f"On {_BASES[base]} mast-ops is {augself} behind AugSelf and {looc} behind LooC.")
-    return found
+    """The other bases, where the rivals were run."""
+    return [
+        "On {} mast-ops is {augself} points behind AugSelf and {looc} behind LooC.".format(
+            _BASES[base], **_behind(methods, base)
+        )
+        for base in ("simclr", "byol")
+        if f"{base}/augself" in methods
+    ]
+
+
+def _behind(methods: Runs, base: str) -> dict[str, str]:
+    """How far MAST is below the strongest rivals."""
+    return {key: _figure(_difference(methods, f"{base}/{key}", f"{base}/mast")) for key in ("augself", "looc")}
 
 
 def _rivals(methods: Runs) -> list[str]:
@@ -105,10 +109,9 @@ def _rivals(methods: Runs) -> list[str]:
             "six tasks are draws; MAST is told which augmentations differ."
         )
     if "simclr/augself" in methods:
-        augself, looc = (_figure(_difference(methods, f"simclr/{key}", "simclr/mast")) for key in ("augself", "looc"))
         found.append(
-            f"**On SimCLR both rivals are ahead.** AugSelf is {augself} points above MAST, and LooC, which takes eight "
-            f"views of an image, {looc}."
+            "**On SimCLR both rivals are ahead.** AugSelf is {augself} points above MAST, and LooC, which takes eight "
+            "views of an image, {looc}.".format(**_behind(methods, "simclr"))
         )
     return found
 
@@ -199,15 +202,15 @@ def _shortfall(methods: Runs) -> str:
 
 
 def _byol(methods: Runs) -> str:
-    others = ("composed", "looc", "augself", "factorised", "fixed")
-    lead = {key: _difference(methods, "byol/mast", f"byol/{key}") for key in others}
-    behind = {key: _figure(np.negative(lead[key])) for key in ("looc", "augself")}
-    layers = _figure(np.negative(_difference(methods, "byol/mast", "byol/composed", "layers")))
+    others = ("composed", "factorised", "fixed")
+    lead = {key: _figure(_difference(methods, "byol/mast", f"byol/{key}")) for key in others}
+    behind = _behind(methods, "byol")
+    layers = _figure(_difference(methods, "byol/composed", "byol/mast", "layers"))
     return (
-        f"**On BYOL the method does not pay.** MAST is {_figure(lead['composed'])} points above pairs that differ in "
+        f"**On BYOL the method does not pay.** MAST is {lead['composed']} points above pairs that differ in "
         f"all augmentations, and with earlier layers {layers} below them. LooC is {behind['looc']} above MAST, and "
         f"AugSelf {behind['augself']}. Pairs that differ in one augmentation do as well "
-        f"({_figure(lead['factorised'])}), and so do fixed masks ({_figure(lead['fixed'])}). "
+        f"({lead['factorised']}), and so do fixed masks ({lead['fixed']}). "
         "Sensitivity is off in BYOL: a prediction and its target differ for reasons other than the augmentation."
     )
 
