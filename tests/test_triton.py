@@ -10,6 +10,7 @@ import pytest
 import torch
 from cases import NAMES, learned, make_case, scalar_weighted, tensors
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -366,8 +367,8 @@ def test_no_large_buffer(own: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     assert contrast_memory.numel < min(n * n, n * d * r) / 1.5
 
 
-def launched(monkeypatch: pytest.MonkeyPatch, n: int, d: int, r: int, both_ways: bool) -> list[tuple[str, tuple]]:
-    """Names and arguments of the launches forward and backward. Nothing runs, and no tensor has data."""
+def fused(monkeypatch: pytest.MonkeyPatch, problem: Contrast) -> list[tuple[str, list[int | None]]]:
+    """Names of the launches forward and backward, and bytes of the tensors they are given. Nothing runs."""
     said = []
 
     class Kernel:
@@ -375,31 +376,89 @@ def launched(monkeypatch: pytest.MonkeyPatch, n: int, d: int, r: int, both_ways:
             self.name = name
 
         def __getitem__(self, grid):
-            return lambda *given, **options: said.append((self.name, given))
+            return lambda *given, **_: said.append((self.name, [getattr(x, "nbytes", None) for x in given]))
 
     for name in ("pack", "logsumexp", "gradient", "align", "unpack"):
         monkeypatch.setattr(contrast_kernels, name, Kernel(name))
-    z, masks, one, ids = (torch.empty(shape, device="meta") for shape in ((n, d), (r, d), (), (n,)))
-    contrast.fused(Contrast(z, z, masks, one, ids.long(), ids.long(), None, both_ways), (1.0, 1.0))
+    contrast.fused(problem, (1.0, 1.0))
     return said
 
 
+def without_data(n: int, d: int, r: int, both_ways: bool, dtype: torch.dtype = torch.float32) -> Contrast:
+    masks, one, ids = torch.empty(r, d, device="meta"), torch.empty((), device="meta"), torch.empty(n, device="meta")
+    z0, z1 = (torch.empty(n, d, dtype=dtype, device="meta") for _ in range(2))
+    return Contrast(z0, z1, masks, one, ids.long(), ids.long(), None, both_ways)
+
+
 def test_all_masks_are_in_one_launch(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each side is packed for either pass, and pulls its own gradient back."""
+    """Each side is packed once, and pulls its own gradient back."""
     sizes = len(_launch.depth(torch.float32, 16).blocks)
-    names = [name for name, _ in launched(monkeypatch, 300, 16, 15, True)]
+    names = [name for name, _ in fused(monkeypatch, without_data(300, 16, 15, True))]
     pulls = 2 * [*["gradient"] * sizes, "align", "unpack"]
-    assert names == ["pack", "pack", *["logsumexp"] * sizes, "pack", "pack", *pulls]
+    assert names == ["pack", "pack", *["logsumexp"] * sizes, *pulls]
+
+
+def test_a_pass_over_the_masks_begins_where_the_last_one_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three passes over three masks, a launch each: those at the turns are packed already."""
+    monkeypatch.setattr(_launch, "ROOM", 1)
+    names = [name for name, _ in fused(monkeypatch, without_data(300, 16, 3, True))]
+    assert names.count("pack") == 2 * (3 * 3 - 2)
+
+
+class Held(TorchDispatchMode):
+    """The most bytes that new tensors took at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live: dict[int, tuple[StorageWeakRef, int]] = {}
+        self.peak = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        self.live = {key: one for key, one in self.live.items() if not one[0].expired()}
+        for x in pytree.tree_leaves(out):
+            if isinstance(x, Tensor) and not function.is_view:
+                storage = x.untyped_storage()
+                self.live.setdefault(storage._cdata, (StorageWeakRef(storage), storage.nbytes()))
+        self.peak = max(self.peak, sum(size for _, size in self.live.values()))
+        return out
+
+
+def gpu_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"INTERPRETED": False, "TILE": 128, "FEW": 264, "PARTS": 33}.items():
+        for module in ("_launch", "_plan", "contrast"):
+            monkeypatch.setattr(f"mast_ops.kernels.triton.{module}.{name}", value, raising=module == "_launch")
+
+
+def test_large_all_pairs_take_less_than_100_megabytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """N=32768, D=256, K=15, both ways, in bfloat16 and beside the gradients: the sums of one side in float32, packed
+    rows of one mask, and what the masks have for each sample."""
+    gpu_tiles(monkeypatch)
+    problem = without_data(32768, 256, 15, True, torch.bfloat16)
+    with Held() as memory:
+        fused(monkeypatch, problem)
+    assert memory.peak - 2 * problem.z0.nbytes <= 100e6
+
+
+@pytest.mark.parametrize("form", ["cross both ways", "cross own", "self", "self own"])
+def test_gradients_of_one_mask_a_launch_are_those_of_all(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = contrast_case(20, 20, 12, 3, torch.float32, form, 0.1)
+    at_once = contrast.fused(case, (0.3, 0.7))
+    monkeypatch.setattr(_launch, "ROOM", 1)
+    torch.testing.assert_close(contrast.fused(case, (0.3, 0.7)), at_once)
+    losses, lse = contrast.forward(case)
+    weights = torch.full_like(losses[0], 0.3), torch.full_like(losses[1], 0.7)
+    torch.testing.assert_close(contrast.backward(case, weights, lse), at_once[1])
 
 
 @pytest.mark.parametrize("n", [1 << 12, 1 << 18])
 def test_statistics_of_candidates_do_not_grow_with_anchors(n: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """In bytes: a few numbers a candidate, however many tiles of anchors there are."""
     with Largest() as memory:
-        said = launched(monkeypatch, n, 64, 15, True)
+        said = fused(monkeypatch, without_data(n, 64, 15, True))
     parts = [given[i] for name, given in said if name == "logsumexp" for i in (10, 11)]
     assert parts
-    assert all(x.nbytes <= 4 * max(_launch.PARTS, 15) * n for x in parts)
+    assert all(x <= 4 * max(_launch.PARTS, 15) * n for x in parts)
     assert 4 * memory.numel <= max(_launch.ROOM, 8 * max(n * 64, n * 15))
 
 

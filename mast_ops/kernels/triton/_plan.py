@@ -1,6 +1,5 @@
 """What forward and backward of all pairs share: sorted rows, intervals of positives, and rows packed for a launch."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -45,6 +44,7 @@ class Plan:
         self.depth = depth(self.dtype, self.d)
         self.fixed = problem.inverse_temperature.abs() <= kernels.RANGE.value
         self.group = self._masks_of_a_launch(z0.element_size())
+        self.packed: slice | None = None  # those whose rows are packed now
 
         self.anchors = self._side(z0, problem.sample0, problem.row)
         if problem.symmetric:
@@ -81,10 +81,10 @@ class Plan:
     def launch(self, kernel: str) -> Launch:
         return launch(kernel + ("_whole" if self.depth.is_whole else ""), self.dtype)
 
-    def groups(self) -> Iterator[slice]:
-        """The masks of each launch."""
-        for start in range(0, self.r, self.group):
-            yield slice(start, min(start + self.group, self.r))
+    def groups(self) -> list[slice]:
+        """The masks of each launch, back from those that are packed already where these are the last."""
+        groups = [slice(start, min(start + self.group, self.r)) for start in range(0, self.r, self.group)]
+        return groups[::-1] if self.packed == groups[-1] else groups
 
     def row_tiles(self, side: Side, rows: int) -> int:
         """Of one launch, those that hold a row."""
@@ -96,13 +96,16 @@ class Plan:
         return torch.empty(shape, dtype=torch.float32, device=self.device)
 
     def positives(self, side: int) -> Tensor:
-        """How many positives each anchor has, or each candidate."""
+        """How many positives each anchor has, or each candidate, as they are sorted."""
         if side:
             low, high = _interval(self.candidates.sample, self.anchors.sample)
             return high - low
         return self.high - self.low - int(self.itself is not None)
 
     def pack(self, masks: slice) -> None:
+        if masks == self.packed:
+            return
+        self.packed = masks
         tile = launch("pack", self.dtype)
         for side in [self.anchors] if self.problem.symmetric else [self.anchors, self.candidates]:
             kernels.pack[triton.cdiv(side.padded, tile.rows), masks.stop - masks.start](

@@ -26,17 +26,20 @@ MOST_SPLITS = 8  # of the gradient of packed rows, which is as large as z
 
 def forward(problem: Contrast) -> Contrasted:
     with on(problem.z0):
-        plan = Plan(problem)
-        n, c = len(plan.anchors.order), len(plan.candidates.order)
-        rows = plan.empty(2, problem.num_rows, n)
-        columns = plan.empty(2, plan.r, c if problem.both_ways else 0)
-        _statistics(plan, rows, columns)
-        of_rows = _losses(plan, rows, 0)
-        none = plan.empty(0, plan.r), plan.empty(0, plan.r)
-        other = _losses(plan, columns, 1) if problem.both_ways else none
-        if problem.row is not None:
-            of_rows, other = (of_rows[0].squeeze(1), of_rows[1].squeeze(1)), (plan.empty(0), plan.empty(0))
-        return Contrasted((of_rows[0], other[0]), (of_rows[1], other[1]))
+        return _forward(Plan(problem))
+
+
+def _forward(plan: Plan) -> Contrasted:
+    problem, n, c = plan.problem, len(plan.anchors.order), len(plan.candidates.order)
+    rows = plan.empty(2, problem.num_rows, n)
+    columns = plan.empty(2, plan.r, c if problem.both_ways else 0)
+    _statistics(plan, rows, columns)
+    of_rows = _losses(plan, rows, 0)
+    none = plan.empty(0, plan.r), plan.empty(0, plan.r)
+    other = _losses(plan, columns, 1) if problem.both_ways else none
+    if problem.row is not None:
+        of_rows, other = (of_rows[0].squeeze(1), of_rows[1].squeeze(1)), (plan.empty(0), plan.empty(0))
+    return Contrasted((of_rows[0], other[0]), (of_rows[1], other[1]))
 
 
 def _statistics(plan: Plan, rows: Tensor, columns: Tensor) -> None:
@@ -65,77 +68,71 @@ def _statistics(plan: Plan, rows: Tensor, columns: Tensor) -> None:
                 tile.rows, tile.columns, block, plan.depth.step, plan.depth.is_whole, **tile.options,
             )  # fmt: skip
         if not own:
-            rows[:, masks] = _sum(plan, row_parts[:, :size])
+            _sum(plan, row_parts[:, :size], rows[:, masks])
         if column_parts is not None:
-            columns[:, masks] = _sum(plan, column_parts[:, :size])
+            _sum(plan, column_parts[:, :size], columns[:, masks])
     if own:  # each anchor is in one group or another
-        rows.copy_(_sum(plan, row_parts))
+        _sum(plan, row_parts, rows)
 
 
-def _sum(plan: Plan, parts: Tensor) -> Tensor:
+def _sum(plan: Plan, parts: Tensor, out: Tensor) -> None:
     """Over the programs that each saw a part: (2, R, programs, N) to (2, R, N)."""
     mass, lse = parts[0].sum(1), (parts[0] / kernels.LOG2E.value).logsumexp(1)
-    return torch.stack([torch.where(plan.fixed, mass, lse), parts[1].sum(1)])
+    torch.where(plan.fixed, mass, lse, out=out[0])
+    torch.sum(parts[1], 1, out=out[1])
 
 
 def backward(problem: Contrast, grads: Both, lse: Both) -> ContrastGradients:
-    return _backward(problem, grads, lse, torch.float32)
+    with on(problem.z0):
+        return _pull(Plan(problem), grads, lse, torch.float32).gradients()
 
 
 def fused(problem: Contrast, weights: tuple[float, float]) -> tuple[Both, ContrastGradients]:
     """Scores are made twice: there is no room to keep them. Gradients of z are in the dtype they are kept in."""
-    losses, lse = forward(problem)
-    grads = torch.full_like(losses[0], weights[0]), torch.full_like(losses[1], weights[1])
-    return losses, _backward(problem, grads, lse, kept(problem.z0.dtype))
-
-
-def _backward(problem: Contrast, grads: Both, lse: Both, dtype: torch.dtype) -> ContrastGradients:
-    z1, masks, inverse_temperature = problem[1:4]
     with on(problem.z0):
         plan = Plan(problem)
-        # Weights of the scores in half precision must neither vanish nor overflow: the largest loss weighs 4096.
-        peak = grads[0].abs().amax(0)
-        if problem.both_ways:
-            peak = torch.maximum(peak, grads[1].abs().amax(0))
-        unit = peak.float().clamp_min(1e-30) / 4096
-        rows = Direction.of(plan, 0, grads[0] / unit, lse[0])
-        other = rows if problem.symmetric else None
-        if problem.both_ways:
-            other = Direction.of(plan, 1, grads[1] / unit, lse[1])
+        losses, lse = _forward(plan)
+        of_rows, of_other = (x.new_full((), weight).expand_as(x) for x, weight in zip(losses, weights, strict=True))
+        pull = _pull(plan, (of_rows, of_other), lse, kept(problem.z0.dtype))
+        del lse  # as large as its sorted copy
+        return losses, pull.gradients()
 
-        pull = Pull(plan, (unit * inverse_temperature).expand(plan.r).contiguous(), dtype)
-        g_masks, alignment = plan.empty(*masks.shape), plan.empty(plan.r)
-        for group in plan.groups():
-            plan.pack(group)
-            g_masks[group], alignment[group] = pull.back(group, False, (rows, other))
-            if not problem.symmetric:
-                g_masks[group] += pull.back(group, True, (other, rows))[0]
-        # sum_ij W_ij cos_ij, from rows times gradients; the symmetric gradient holds each pair twice.
-        g_inverse_temperature = (alignment * unit).sum() / (2 if problem.symmetric else 1)
-        g_z0, g_z1 = pull.gradients()
-        return ContrastGradients(g_z0, None if z1 is None else g_z1, g_masks, g_inverse_temperature)
+
+def _pull(plan: Plan, grads: Both, lse: Both, dtype: torch.dtype) -> "Pull":
+    both_ways = plan.problem.both_ways
+    # Weights of the scores in half precision must neither vanish nor overflow: the largest loss weighs 4096.
+    peak = grads[0].abs().amax(0)
+    if both_ways:
+        peak = torch.maximum(peak, grads[1].abs().amax(0))
+    unit = peak.float().clamp_min(1e-30) / 4096
+    rows = Direction.of(plan, 0, grads[0] / unit, lse[0])
+    other = rows if plan.problem.symmetric else None
+    if both_ways:
+        other = Direction.of(plan, 1, grads[1] / unit, lse[1])
+    return Pull(plan, unit, (rows, other), dtype)
 
 
 @dataclass
 class Direction:
-    """One direction's losses, sorted, (R or 1, N): logsumexp in units of log2, gradient, its share a positive.
+    """One direction's losses, sorted, (R or 1, N): logsumexp in units of log2, gradient; and positives of each, (N,).
 
-    Where exponentials need no maximum, the gradient holds that of the logsumexp.
+    Where exponentials need no maximum, the gradient times exp(-logsumexp) in the place of that. Without positives:
+    of a pairwise loss, where there are as many losses.
     """
 
     lse: Tensor
-    pull: Tensor
-    share: Tensor
+    grad: Tensor
+    positives: Tensor | None = None
 
     @classmethod
     def of(cls, plan: Plan, side: int, grad: Tensor, lse: Tensor) -> "Direction":
         order = (plan.candidates if side else plan.anchors).order
         lse, grad = (x.reshape(len(order), -1)[order].T.contiguous() for x in (lse * kernels.LOG2E.value, grad))
-        return cls(lse, torch.where(plan.fixed, grad * torch.exp2(-lse), grad), grad / plan.positives(side))
+        return cls(torch.where(plan.fixed, grad * torch.exp2(-lse), lse), grad, plan.positives(side))
 
-    def of_masks(self, masks: slice) -> tuple[Tensor, Tensor, Tensor]:
+    def of_masks(self, masks: slice) -> tuple[Tensor, Tensor, Tensor | None]:
         own = len(self.lse) == 1
-        return (self.lse, self.pull, self.share) if own else (self.lse[masks], self.pull[masks], self.share[masks])
+        return (self.lse, self.grad, self.positives) if own else (self.lse[masks], self.grad[masks], self.positives)
 
     @property
     def stride(self) -> int:
@@ -146,24 +143,45 @@ class Direction:
 class Pull:
     """Gradients on their way back to z and the masks.
 
-    ``dtype``: of those of z, wherever they come from one launch; else they are summed in float32 and then cast.
+    ``directions``: losses in units of ``unit``, (R,) or (), of anchors, and of candidates if they count.
+    ``dtype``: of the gradients of z, wherever they come from one launch; else they are summed in float32 and then cast.
     """
 
-    def __init__(self, plan: Plan, factor: Tensor, dtype: torch.dtype) -> None:
-        self.plan, self.factor, self.dtype = plan, factor, dtype
-        alone = plan.group == plan.r and not (plan.problem.z1 is None and plan.problem.row is not None)
+    def __init__(
+        self, plan: Plan, unit: Tensor, directions: tuple[Direction | None, Direction | None], dtype: torch.dtype
+    ) -> None:
+        self.plan, self.unit, self.directions, self.dtype = plan, unit, directions, dtype
+        self.factor = (unit * plan.problem.inverse_temperature).expand(plan.r).contiguous()
+        self.sides = [plan.anchors] if plan.problem.symmetric else [plan.anchors, plan.candidates]
+        alone = plan.group == plan.r and (plan.problem.z1 is not None or len(self.sides) == 1)
         self.inside = plan.dtype if alone and dtype == plan.dtype else torch.float32
-        self.sums: dict[int, Tensor] = {}
+        # Of each side: the gradient of the masks, and rows times gradients.
+        self.g_masks, self.alignment = (plan.empty(len(self.sides), plan.r, *rest) for rest in ((plan.d,), ()))
 
-    def back(
-        self, masks: slice, swapped: bool, directions: tuple[Direction | None, Direction | None]
-    ) -> tuple[Tensor, Tensor]:
-        """Adds to the gradient of one side's z, and returns those of the masks, and rows times gradients summed.
+    def gradients(self) -> ContrastGradients:
+        """One side after the other, all masks of each: the first side's sums are cast before the other's are made."""
+        plan, problem = self.plan, self.plan.problem
+        g_z: list[Tensor] = []
+        for i, side in enumerate(self.sides):
+            add = bool(i and problem.z1 is None)
+            total = g_z.pop() if add else torch.empty(side.z.shape, dtype=self.inside, device=plan.device)
+            for masks in plan.groups():
+                plan.pack(masks)
+                self._back(i, masks, total, add)
+                add = True
+            complete = problem.z1 is not None or side is self.sides[-1]
+            g_z.append(total.to(self.dtype) if complete else total)
+            del total
+        # sum_ij W_ij cos_ij, from rows times gradients; the symmetric gradient holds each pair twice.
+        g_inverse_temperature = (self.alignment[0] * self.unit).sum() / (2 if problem.symmetric else 1)
+        g_z0, g_z1 = g_z[0], None if problem.z1 is None else g_z[1]
+        return ContrastGradients(g_z0, g_z1, self.g_masks.sum(0), g_inverse_temperature)
 
-        ``directions``: the losses of that side, and those of the other.
-        """
-        plan = self.plan
+    def _back(self, i: int, masks: slice, total: Tensor, add: bool) -> None:
+        """Writes what these masks mean for one side's z to ``total``, or adds to it."""
+        plan, swapped = self.plan, bool(i)
         side, across = (plan.candidates, plan.anchors) if swapped else (plan.anchors, plan.candidates)
+        directions = self.directions[::-1] if swapped else self.directions
         tile, size = plan.launch("gradient"), masks.stop - masks.start
         row_tiles, slices = triton.cdiv(len(side.order), tile.rows), plan.depth.width // plan.depth.slice
         busy = plan.row_tiles(side, tile.rows) * slices
@@ -180,16 +198,12 @@ class Pull:
                 tile.rows, tile.columns, block, plan.depth.slice_of(block), plan.depth.step, plan.depth.is_whole,
                 **tile.options,
             )  # fmt: skip
-        return self._unpack(side, int(swapped and plan.problem.z1 is not None), masks, grad)
+        alignment, g_mask = self._unpack(side, masks, grad, (total, add))
+        torch.sum(g_mask, 1, out=self.g_masks[i, masks])
+        torch.sum(alignment, 1, out=self.alignment[i, masks])
 
-    def gradients(self) -> tuple[Tensor, Tensor | None]:
-        """Of z0 and z1."""
-        z0, z1 = (self.sums[i].to(self.dtype) if i in self.sums else None for i in range(2))
-        assert z0 is not None
-        return z0, z1
-
-    def _unpack(self, side: Side, i: int, masks: slice, grad: Tensor) -> tuple[Tensor, Tensor]:
-        plan, tile = self.plan, launch("unpack", self.plan.dtype)
+    def _unpack(self, side: Side, masks: slice, grad: Tensor, out: tuple[Tensor, bool]) -> tuple[Tensor, Tensor]:
+        plan, tile, (total, add) = self.plan, launch("unpack", self.plan.dtype), out
         (size, splits), n = grad.shape[:2], len(side.order)
         blocks, columns = triton.cdiv(n, tile.rows), min(tile.columns, plan.depth.step)
         alignment, g_mask = grad.new_zeros(size, side.padded), plan.empty(size, blocks, plan.d)
@@ -197,16 +211,13 @@ class Pull:
             side.bounds[masks], plan.count[masks], side.packed, grad, alignment,
             plan.depth.width, side.padded, splits, tile.rows, columns, **tile.options,
         )  # fmt: skip
-        add = i in self.sums
-        if not add:
-            self.sums[i] = torch.empty(side.z.shape, dtype=self.inside, device=plan.device)
         kernels.unpack[blocks, triton.cdiv(plan.d, columns)](
             side.z, side.order, side.bounds[masks], plan.masks[masks], plan.slot[masks],
-            side.packed, side.inverse_norm, grad, alignment, self.factor[masks], self.sums[i], g_mask,
+            side.packed, side.inverse_norm, grad, alignment, self.factor[masks], total, g_mask,
             *side.z.stride(), n, plan.d, plan.depth.width, side.padded, splits, size,
             add, tile.rows, columns, **tile.options,
         )  # fmt: skip
-        return g_mask.sum(1), alignment.sum(1)
+        return alignment, g_mask
 
 
 def _losses(plan: Plan, sums: Tensor, side: int) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,7 @@ _kernel = triton.jit(
     # Views of tensors that hold one row a mask: not always aligned, and not worth a second kernel when they are.
     do_not_specialize_on_alignment=[
         *("bounds", "row_bounds", "column_bounds", "count", "mask", "kept", "slot", "factor"),
-        *("row_lse", "row_pull", "row_share", "column_lse", "column_pull", "column_share"),
+        *("row_lse", "row_grad", "row_positives", "column_lse", "column_grad", "column_positives"),
     ],
     do_not_specialize=["tiles", "splits", "masks", "of_rows", "of_columns"],
 )
@@ -210,7 +210,7 @@ def logsumexp(
 @_kernel
 def gradient(
     a, b, row_bounds, column_bounds, count, low, high, itself, inverse_temperature, bias,
-    row_lse, row_pull, row_share, column_lse, column_pull, column_share, grad,
+    row_lse, row_grad, row_positives, column_lse, column_grad, column_positives, grad,
     width, span, splits, a_rows, b_rows, of_rows, of_columns, SWAPPED: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, SLICE: tl.constexpr, LEAST: tl.constexpr,
     WHOLE: tl.constexpr,
@@ -218,8 +218,8 @@ def gradient(
     """``grad = W b`` for a tile of rows and a slice of dimensions, W the gradient of the scores, made anew.
 
     The rows are anchors and b holds candidates, or the reverse when ``SWAPPED``. ``row_lse`` is there when the
-    rows' own losses count, ``column_lse`` when those of the other side do; they are read where exponentials need
-    them, else they are in the pulls already. With ``bias`` these are sigmoids.
+    rows' own losses count, ``column_lse`` when those of the other side do: logsumexps where exponentials need them,
+    else what multiplies these. With ``bias`` these are sigmoids.
     """
     r = tl.program_id(2)
     row_first, total_m = _segment(row_bounds, r)
@@ -235,7 +235,10 @@ def gradient(
     place = row_first + tl.minimum(rows, total_m - 1)
     if row_lse is not None:
         row = r * of_rows + place
-        pull, share = tl.load(row_pull + row), tl.load(row_share + row)
+        pull = tl.load(row_lse + row)
+        share = tl.load(row_grad + row)
+        if row_positives is not None:
+            share /= tl.load(row_positives + place)
     if not SWAPPED:
         last = row_first + tl.minimum(start_m + BLOCK_M, total_m) - 1
         begin, end = tl.load(low + place)[:, None], tl.load(high + place)[:, None]
@@ -270,7 +273,7 @@ def gradient(
         if row_lse is not None:
             pulls += pull[:, None]
         if column_lse is not None:
-            pulls += tl.load(column_pull + r * of_columns + column_place)[None, :]
+            pulls += tl.load(column_lse + r * of_columns + column_place)[None, :]
         if bias is not None:
             weight = pulls / (1 + tl.exp2(-score - offset))
         else:
@@ -280,12 +283,12 @@ def gradient(
             else:
                 weight = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
                 if row_lse is not None:
-                    lse = tl.load(row_lse + r * of_rows + place)
-                    weight += pull[:, None] * tl.exp2(score - lse[:, None])
+                    given = tl.load(row_grad + r * of_rows + place)
+                    weight += given[:, None] * tl.exp2(score - pull[:, None])
                 if column_lse is not None:
                     lse_n = tl.load(column_lse + r * of_columns + column_place)
-                    pull_n = tl.load(column_pull + r * of_columns + column_place)
-                    weight += pull_n[None, :] * tl.exp2(score - lse_n[None, :])
+                    given_n = tl.load(column_grad + r * of_columns + column_place)
+                    weight += given_n[None, :] * tl.exp2(score - lse_n[None, :])
 
         if SWAPPED:
             position, here, block = rows[:, None], start_m, BLOCK_M
@@ -303,7 +306,10 @@ def gradient(
             if row_lse is not None:
                 shares += share[:, None]
             if column_lse is not None:
-                shares += tl.load(column_share + r * of_columns + column_place)[None, :]
+                share_n = tl.load(column_grad + r * of_columns + column_place)
+                if column_positives is not None:
+                    share_n /= tl.load(column_positives + column_place)
+                shares += share_n[None, :]
             weight -= tl.where((position >= begin) & (position < end), shares, 0.0)
 
         ragged = start_n + BLOCK_N > total_n

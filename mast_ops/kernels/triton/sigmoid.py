@@ -103,12 +103,4 @@ def _backward(problem: Contrast, bias: Tensor, grad: Tensor, dtype: torch.dtype)
         plan = Plan(problem, bias)
         unit = grad.abs().amax(0).float().clamp_min(1e-30) / 4096  # as in contrast's
         weight = (grad / unit).reshape(len(problem.z0), -1)[plan.anchors.order].T.contiguous()
-        rows = Direction(weight, weight, weight)
-        pull = Pull(plan, (unit * problem.inverse_temperature).expand(plan.r).contiguous(), dtype)
-        g_masks, alignment = plan.empty(*problem.masks.shape), plan.empty(plan.r)
-        for masks in plan.groups():
-            plan.pack(masks)
-            g_masks[masks], alignment[masks] = pull.back(masks, False, (rows, None))
-            g_masks[masks] += pull.back(masks, True, (None, rows))[0]
-        g_z0, g_z1 = pull.gradients()
-        return ContrastGradients(g_z0, g_z1, g_masks, (alignment * unit).sum())
+        return Pull(plan, unit, (Direction(weight, weight), None), dtype).gradients()
