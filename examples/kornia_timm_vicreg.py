@@ -41,7 +41,7 @@ def main(args: argparse.Namespace) -> None:
     for _ in (progress := tqdm(range(args.epochs))):
         for images, _ in loader:
             view0, view1, kind = views(images.to(device))
-            # Not on a CPU: there torch 2.13 now and then has NaN as a bfloat16 gradient of layers whose map is one pixel.
+            # Not on a CPU: torch 2.13 now and then has NaN there, as a bfloat16 gradient of layers of one pixel.
             with torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda"):
                 out0, out1 = head(backbone(view0)), head(backbone(view1))
             loss = SubspaceVICRegLoss()(out0, out1, kind=kind)

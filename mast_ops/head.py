@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from mast_ops._checks import check_choice, check_count, check_embedding, check_is, check_names, shown
 from mast_ops._identity import Identity
 from mast_ops._predictor import Predictor
-from mast_ops._untrained import watch
+from mast_ops._untrained import check_averaged, watch
 from mast_ops._widths import infer_width
 from mast_ops.kinds import check_kinds
 from mast_ops.masks import MaskParameterization, describe_masks, make_masks
@@ -140,6 +140,7 @@ class MaskedSubspaceHead(nn.Module):
     def forward(self, h: Tensor) -> SubspaceOutput:
         if not torch.compiler.is_compiling():
             self._identity.check(self._describe)
+            check_averaged(self)
         if self.uncertainty is not None:
             check_embedding("h", h)
             if h.shape[1] != self.uncertainty.in_features:

@@ -72,6 +72,11 @@ class Run:
             self._last_learned = y if y.requires_grad else self._last_learned
         return y
 
+    def averaged(self, x: Tensor) -> Tensor:
+        """``x`` itself, a parameter of a loss, which is in no DDP or FSDP: all ranks get the mean of its gradients."""
+        learned = self.distributed and torch.is_grad_enabled() and x.requires_grad
+        return self.told(ops.averaged(self.tied(x))) if learned else x
+
     def own_samples(self, num_samples: int, device: torch.device) -> Tensor:
         """Sample ids of this rank's batch when each row is a sample, (N,) int64, unlike those of any other rank."""
         rank = ops.rank() if self.distributed else 0

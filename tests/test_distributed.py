@@ -2,6 +2,7 @@
 
 import os
 import time
+import warnings
 from functools import partial
 
 import pytest
@@ -466,6 +467,123 @@ def test_ddp_goes_on_where_a_loss_has_no_use_for_a_variance(group, name):
             assert grad.any() == ("vicreg" in name or "invariance" in name)
 
 
+def ranks_of_late_masks(rank: int, how: str):
+    """A model is made parallel, and then its head wraps its projector; what is said in three steps, and the masks."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 8))
+    late = how.startswith("late")
+    if not late:
+        model[1] = MaskedSubspaceHead(model[1], K, kinds=KINDS)
+    if "ignored" in how:
+        nn.parallel.DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, {"1.masks.weight"})
+    if "fsdp" in how:
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import fully_shard
+
+        if "part" in how:
+            fully_shard(model[1], mesh=init_device_mesh("cpu", (2,)))
+        parallel = fully_shard(model, mesh=init_device_mesh("cpu", (2,)))
+    else:
+        parallel = nn.parallel.DistributedDataParallel(model)
+    if late:
+        model[1] = MaskedSubspaceHead(model[1], K, kinds=KINDS)
+    groups = [{"params": [p]} for p in model.parameters()]
+    optimizer = torch.optim.SGD(groups, lr=0.1)
+    torch.manual_seed(rank)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        for _ in range(3):
+            x = torch.randn(2, 6, 4)
+            SubspaceVICRegLoss()(parallel(x[0]), parallel(x[1]), kind=torch.randint(len(KINDS), (6,))).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    weight = model[1].masks.weight.detach()
+    return [str(one.message) for one in told], weight.full_tensor() if hasattr(weight, "full_tensor") else weight
+
+
+@pytest.mark.parametrize("how", ["late, ddp", "late, fsdp", "late, fsdp, part"])
+def test_masks_that_are_made_after_ddp_or_fsdp_are_named(group, how):
+    for got in group(2)(ranks_of_late_masks, how):
+        if how == "late, ddp":
+            assert "MaskedSubspaceHead: got masks.weight, which the DistributedDataParallel around it does n" in str(
+                got
+            )
+        else:
+            assert [text.split(",")[0] for text in got[0]] == [
+                "MaskedSubspaceHead: got masks.weight whole beside shards of FSDP"
+            ]
+
+
+@pytest.mark.parametrize("how", ["ddp", "ddp, ignored", "fsdp", "fsdp, part"])
+def test_masks_that_are_made_in_time_are_not_named(group, how):
+    (told, weight), (told1, weight1) = group(2)(ranks_of_late_masks, how)
+    assert told + told1 == []
+    assert torch.equal(weight, weight1) != ("ignored" in how)
+
+
+def learned_on_ranks(rank: int, name: str, gather: bool, how: str):
+    """What a loss itself learns in three steps of plain SGD, where the model alone is in DDP; and what is said."""
+    torch.manual_seed(0)
+    parallel = nn.parallel.DistributedDataParallel(MaskedSubspaceHead(nn.Linear(4, D), K, kinds=KINDS))
+    given = {"temperature": nn.Parameter(torch.tensor(0.5))} if name == "nt-xent" else {}
+    loss = {"nt-xent": SubspaceNTXentLoss, "sigmoid": SubspaceSigmoidLoss}[name](gather_distributed=gather, **given)
+    learned = list(loss.parameters())
+    called = loss
+    if how == "compiled":
+        torch._dynamo.reset()
+        called = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    elif how == "ddp":
+        called = nn.parallel.DistributedDataParallel(loss)
+    elif how == "of views":
+        called = lambda out0, out1, kind: MultiViewLoss(loss)([out0, out1, out0], kind=kind)  # noqa: E731
+    optimizer = torch.optim.SGD([*parallel.parameters(), *learned], lr=0.1)
+    x, kind = images(2)
+    mine = slice(4 * rank, 4 * rank + 4)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        for _ in range(3):
+            optimizer.zero_grad()
+            called(*(parallel(one[mine].float()) for one in x), kind=kind[mine]).backward()
+            optimizer.step()
+    return [one.item() for one in learned], [str(one.message) for one in told]
+
+
+@pytest.mark.parametrize("how", ["plain", "compiled", "ddp", "of views"])
+@pytest.mark.parametrize("name", ["nt-xent", "sigmoid"])
+def test_what_a_loss_learns_is_alike_on_all_ranks(group, name, how):
+    (first, told), (second, _) = group(2)(learned_on_ranks, name, True, how)
+    assert first == second
+    assert told == []
+    if how == "plain":
+        torch.testing.assert_close(first, learned_on_one(name), rtol=1e-5, atol=0)
+
+
+def learned_on_one(name: str):
+    """The same of the whole batch."""
+    torch.manual_seed(0)
+    head = MaskedSubspaceHead(nn.Linear(4, D), K, kinds=KINDS)
+    loss = SubspaceSigmoidLoss() if name == "sigmoid" else SubspaceNTXentLoss(nn.Parameter(torch.tensor(0.5)))
+    optimizer = torch.optim.SGD([*head.parameters(), *loss.parameters()], lr=0.1)
+    x, kind = images(2)
+    for _ in range(3):
+        optimizer.zero_grad()
+        loss(*(head(one.float()) for one in x), kind=kind).backward()
+        optimizer.step()
+    return [one.item() for one in loss.parameters()]
+
+
+@pytest.mark.parametrize("name", ["nt-xent", "sigmoid"])
+def test_a_loss_that_learns_on_each_rank_alone_says_so_once(group, name):
+    names = {"nt-xent": "temperature", "sigmoid": "log_scale, bias"}[name]
+    for how in ("plain", "of views"):
+        (first, told), (second, _) = group(2)(learned_on_ranks, name, False, how)
+        assert first != second
+        (text,) = told
+        assert f"got {names} to learn on each of 2 ranks, which would each train its own; wanted gather" in text
+    (first, told), (second, _) = group(2)(learned_on_ranks, name, False, "ddp")
+    assert (first, told) == (second, [])
+
+
 def difficulty_of(where: slice, gather: bool):
     """The terms of predicted difficulty, without and with a reference, and the gradients of log-variances of both.
 
@@ -528,8 +646,8 @@ def test_memory_of_a_rank_does_not_grow_with_their_number(group):
 
 def bytes_of_labels(rank: int):
     products.BLOCK["cpu"], n = 1 << 14, 600
-    g = torch.Generator().manual_seed(rank)
-    z, masks = (torch.randn(shape, generator=g).requires_grad_() for shape in ((2, n, 8), (1, 8)))
+    z = torch.randn(2, n, 8, generator=torch.Generator().manual_seed(rank)).requires_grad_()
+    masks = torch.ones(1, 8, requires_grad=True)
     loss = SubspaceSigmoidLoss(3.0, -1.0, gather_distributed=True)
 
     def labelled(z, masks):
@@ -556,6 +674,8 @@ def run_disagreeing(rank: int, what: str, compiled: bool):
     z, masks, kinds = torch.randn(2, 4, d).to(dtype), torch.ones(k, d), torch.eye(k, dtype=torch.bool)
     if what == "kinds" and odd:
         kinds = kinds.flip(0)
+    if what == "masks" and odd:
+        masks = masks / 2
     if what == "function" and odd:
         loss = SubspaceBarlowTwinsLoss(gather_distributed=True)
     else:
@@ -576,6 +696,7 @@ DISAGREEMENTS = {
     "D": (D, D + 1),
     "K": (K, K + 1),
     "dtype": (torch.float16, torch.bfloat16),
+    "masks": tuple(f"those of weighed sums [{', '.join([one] * K)}]" for one in ("7.5", "3.75")),
     "kinds": ([[1, 0, 0], [0, 1, 0], [0, 0, 1]], [[0, 0, 1], [0, 1, 0], [1, 0, 0]]),
     "function": ("SubspaceVICRegLoss", "SubspaceBarlowTwinsLoss"),
     "scope": ("embedding", "subspace"),

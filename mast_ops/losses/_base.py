@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from mast_ops import ops
 from mast_ops._checks import check_alike, check_flag, check_named, check_non_negative, warn_user
 from mast_ops._dials import Dial
-from mast_ops._untrained import watch
+from mast_ops._untrained import warn_alone, watch
 from mast_ops.functional import combine_log_variance
 from mast_ops.functional.difficulty import prediction_of_difficulty, prediction_of_harder_view
 from mast_ops.functional.sensitivity import check_all_differ, explained, outside
@@ -85,13 +85,16 @@ class SubspaceLoss(nn.Module, ABC):
     With ``gather_distributed=True`` the loss is that of the batches of all ranks of torch.distributed's default
     process group put together, the same value on every rank, and the gradients that DDP or FSDP average over ranks
     are that loss's own. Ranks may have different numbers of samples, but each at least one, and all of them must
-    call the loss, with one D, K, dtype, table of kinds and choice of options: these are compared in the first call of
-    each way, and every rank raises a ValueError where they differ. Masks must be alike on all ranks, as parameters
-    under DDP and FSDP are. Candidates of contrastive losses go round a ring, statistics are summed: neither is
+    call the loss, with one D, K, dtype, table of kinds and choice of options, and masks that are alike, as parameters
+    under DDP and FSDP are: these are compared in the first call of each way, and every rank raises a ValueError where
+    they differ. Candidates of contrastive losses go round a ring, statistics are summed: neither is
     gathered, so that memory does not grow with the number of ranks. Without a process group there is one rank.
 
     Masks that are allocated by what augmentations explain (:class:`mast_ops.AllocatedMasks`) are told of the pairs in
     each call with ``kind``, where the head is in training mode and gradients are on; that takes two samples as well.
+
+    What a loss itself learns, such as a temperature, is in no DDP: with ``gather_distributed=True`` its gradient is
+    averaged over ranks here. Without it each rank would train its own, and a warning says so.
 
     A predicted variance that no term has a use for gets a gradient of zero: DDP waits for one of every parameter.
 
@@ -223,6 +226,8 @@ class SubspaceLoss(nn.Module, ABC):
         self, pairs: Pairs, observer: Observer | None = None, judged: Judged | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of some pairs of a call, and its terms; ``judged``: their views beside a reference."""
+        if self._parameters and not self.gather_distributed and not torch.compiler.is_compiling():
+            warn_alone(self)
         options = self._options(pairs) | {"reference": judged is not None}
         run = Run(self.backend, self.gather_distributed).of(
             type(self).__name__, pairs.z0, pairs.masks, pairs.kinds, **options

@@ -116,7 +116,7 @@ class SubspaceNTXentLoss(SubspaceLoss):
     @override
     def terms(self, pairs: Pairs, run: Run) -> Terms:
         learned = self._parameters.get("temperature")
-        temperature = self._temperature if learned is None else learned
+        temperature = self._temperature if learned is None else run.averaged(learned)
         if self.memory_bank is None:
             if pairs.weight is None:
                 return {"nt_xent": (1.0, nt_xent(pairs, run, temperature=temperature))}

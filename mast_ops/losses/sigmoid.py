@@ -80,4 +80,5 @@ class SubspaceSigmoidLoss(SubspaceLoss):
 
     @override
     def terms(self, pairs: Pairs, run: Run) -> Terms:
-        return {"sigmoid": (1.0, sigmoid(pairs, run, scale=self.log_scale.exp(), bias=self.bias))}
+        log_scale, bias = run.averaged(self.log_scale), run.averaged(self.bias)
+        return {"sigmoid": (1.0, sigmoid(pairs, run, scale=log_scale.exp(), bias=bias))}

@@ -9,7 +9,7 @@ import sys
 from mast_ops.kernels.contract import Contrast, Gap, Table
 from mast_ops.ops.agreement import agree
 from mast_ops.ops.backend import BACKENDS, Backend, check_backend
-from mast_ops.ops.collectives import after, all_reduce, rank, ranks
+from mast_ops.ops.collectives import after, all_reduce, averaged, rank, ranks
 from mast_ops.ops.contrast import contrast, contrast_mean
 from mast_ops.ops.flops import count_flops
 from mast_ops.ops.moments import off_diagonal
@@ -25,6 +25,7 @@ __all__ = [
     "after",
     "agree",
     "all_reduce",
+    "averaged",
     "check_backend",
     "contrast",
     "contrast_mean",

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any, cast
 from weakref import WeakKeyDictionary
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -14,10 +15,11 @@ _agreed: "WeakKeyDictionary[Any, set[tuple[Any, ...]]]" = WeakKeyDictionary()
 
 
 def agree(z: Tensor, masks: Tensor, kinds: Tensor | None, options: Sequence[str]) -> Tensor:
-    """0, once all ranks are known to have the same D, K, dtype, kinds of pairs and options, each a ``name=value``.
+    """0, once all ranks are known to have the same D, K, dtype, masks, kinds and options, each a ``name=value``.
 
     The CPU waits for the other ranks the first time alone: what they have agreed on is not compared again. So it is
-    not seen if one rank alone changes later to something that it has not used before.
+    not seen if one rank alone changes later to something that it has not used before, and masks that are alike at
+    first may drift apart later.
 
     Raises:
         ValueError: Ranks differ; every rank says so, and none is left waiting.
@@ -37,7 +39,10 @@ def _run(z: Tensor, masks: Tensor, kinds: Tensor | None, options: list[str]) -> 
 def _facts(z: Tensor, masks: Tensor, kinds: Tensor | None, options: list[str]) -> dict[str, str]:
     facts = {"D": str(z.shape[1]), "K": str(len(masks)), "dtype": str(z.dtype)}
     facts |= {name: value for name, _, value in (option.partition("=") for option in options)}
-    return facts | {"kinds": "None" if kinds is None else str(kinds.int().tolist())}
+    facts["kinds"] = "None" if kinds is None else str(kinds.int().tolist())
+    # Few words for many numbers: each mask's sum, weighed by place, as masks of one coverage have one sum.
+    sums = masks.cpu().double() @ torch.linspace(1, 2, masks.shape[1], dtype=torch.float64, device="cpu")
+    return facts | {"masks": f"those of weighed sums [{', '.join(f'{one:.5g}' for one in sums.tolist())}]"}
 
 
 def _compare(facts: dict[str, str]) -> None:

@@ -56,6 +56,11 @@ def after(x: Tensor, before: Tensor) -> Tensor:
     return cast(Tensor, _after(x, before))
 
 
+def averaged(x: Tensor) -> Tensor:
+    """``x`` itself, alike on all ranks; the gradient is the mean of theirs."""
+    return cast(Tensor, _averaged(x))
+
+
 def batch_sizes(z: Tensor, masks: Tensor) -> list[int]:
     """How many samples each rank has. The CPU waits for the device once.
 
@@ -90,6 +95,9 @@ _all_reduce = register(
 differentiate(_all_reduce, lambda ctx, inputs, output: None, lambda ctx, grad: all_reduce(grad))
 
 # Operators, so that no compiler sees that they do nothing.
+_averaged = register("averaged(Tensor x) -> Tensor", lambda x: x.clone(), lambda x: torch.empty_like(x))
+differentiate(_averaged, lambda ctx, inputs, output: None, lambda ctx, grad: all_reduce(grad) / dist.get_world_size())
+
 _after = register("after(Tensor x, Tensor before) -> Tensor", lambda x, before: x.clone(), lambda x, before: x.clone())
 _after_backward = register(
     "after_backward(Tensor grad, Tensor before) -> (Tensor, Tensor)",
