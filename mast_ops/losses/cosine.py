@@ -23,8 +23,9 @@ class SubspaceCosineLoss(SubspaceLoss):
         gather_distributed: Whether the batch is that of all ranks, see :class:`mast_ops.losses.SubspaceLoss`.
         backend: What computes it, see :data:`mast_ops.ops.Backend`.
         sensitivity_param: Weight of the sensitivity of what masks leave out, see :class:`mast_ops.losses.SubspaceLoss`.
-            0 by default: between a prediction and a target it would ask the prediction to be wrong. For SimSiam and
-            BYOL, add :func:`mast_ops.functional.subspace_sensitivity` of the two views' predictions.
+            0 by default: between a prediction and a target it would ask the prediction to be wrong. Asked of two
+            predictions, by :func:`mast_ops.functional.subspace_sensitivity`, it did not pay on BYOL: without a variance
+            term to spread them, a weight of 1 lost points in nearly every task (``benchmarks/evidence``).
         difficulty_param: Weight of a prediction of difficulty, by which pairs count, see
             :class:`mast_ops.losses.SubspaceLoss`.
 
