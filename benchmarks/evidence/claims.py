@@ -47,16 +47,15 @@ def result(document: dict[str, Any]) -> str:
     limits = [
         f"**Its limits.** The images are {SIZE} pixels wide, the network has 0.2 million parameters, and training took "
         f"{document['settings']['steps']} steps.",
-        f"Learned masks do no better than fixed ones ({fixed} points apart).",
         *_elsewhere(methods),
+        f"Learned masks do no better than fixed ones ({fixed} points apart).",
         "No result of the paper was reproduced.",
     ]
     if "layers" in kinds:
-        lead = _figure(_difference(methods, "vicreg/mast", "vicreg/composed", "layers"))
         limits.insert(
             1,
             "What the last features of a plain model lack, its earlier layers keep in part: "
-            f"where the probe reads these too, mast-ops leads VICReg by {lead} points.",
+            f"where the probe reads these too, mast-ops {_layers(methods)}.",
         )
     return means + "\n\n" + " ".join(limits)
 
@@ -75,13 +74,13 @@ def differences(document: dict[str, Any]) -> str:
 
 
 def _elsewhere(methods: Runs) -> list[str]:
-    """The other bases, where the rivals were run."""
+    """The rivals on the other bases, where they were run there."""
+    if "simclr/augself" not in methods or "byol/augself" not in methods:
+        return []
+    simclr, byol = (_behind(methods, base) for base in ("simclr", "byol"))
     return [
-        "On {} mast-ops is {augself} points behind AugSelf and {looc} behind LooC.".format(
-            _BASES[base], **_behind(methods, base)
-        )
-        for base in ("simclr", "byol")
-        if f"{base}/augself" in methods
+        f"It is behind AugSelf by {simclr['augself']} points on SimCLR and {byol['augself']} on BYOL, "
+        f"and behind LooC by {simclr['looc']} and {byol['looc']}."
     ]
 
 
@@ -90,14 +89,24 @@ def _behind(methods: Runs, base: str) -> dict[str, str]:
     return {key: _figure(_difference(methods, f"{base}/{key}", f"{base}/mast")) for key in ("augself", "looc")}
 
 
+def _layers(methods: Runs) -> str:
+    """MAST against composed pairs where the probe reads earlier layers too."""
+    lead = _figure(_difference(methods, "vicreg/mast", "vicreg/composed", "layers"))
+    behind = [
+        f"{_figure(_difference(methods, f'{base}/composed', f'{base}/mast', 'layers'))} behind {_BASES[base]}"
+        for base in ("simclr", "byol")
+        if f"{base}/augself" in methods
+    ]
+    return f"leads VICReg by {lead} points" + (f", and is {' and '.join(behind)}" if behind else "")
+
+
 def _rivals(methods: Runs) -> list[str]:
     """The strongest ones, where they were run."""
     found = []
     if "layers" in next(iter(methods["vicreg/mast"].values())):
-        lead = _figure(_difference(methods, "vicreg/mast", "vicreg/composed", "layers"))
         found.append(
             "**Most of the gain is in a plain model too, in its earlier layers.** Where the probe reads the outputs of "
-            f"the first two blocks beside the last features, MAST leads composed pairs by {lead} points."
+            f"the first two blocks beside the last features, MAST {_layers(methods)} with composed pairs."
         )
     if "vicreg/augself" in methods:
         last, both = (
