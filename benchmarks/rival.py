@@ -43,7 +43,7 @@ def both(problem: Contrast) -> None:
     plan = Plan(problem)
     n, d, scale = len(plan.anchors.order), plan.d, problem.inverse_temperature
     h = min(n, CHUNK // (2 * n))
-    new = plan.anchors.z.new_empty
+    new = plan.anchors.packed.new_empty
     scores, grad_a, grad_b = new(h, n), new(n, d), new(n, d)
     row, column = plan.empty(n), plan.empty(n)
     row_part, column_part = plan.empty(triton.cdiv(n, _COLUMNS), h), plan.empty(triton.cdiv(h, _ROWS), n)

@@ -28,17 +28,19 @@ if not CUDA and isinstance(triton.language.sum, triton.runtime.JITFunction):
     raise RuntimeError("triton was imported before TRITON_INTERPRET=1 was set, see tests/conftest.py")
 
 from mast_ops.kernels.triton import _launch, _parts, contrast, contrast_kernels, pairs  # noqa: E402
+from mast_ops.kernels.triton._plan import Plan  # noqa: E402
 
 DEVICE = torch.device("cuda" if CUDA else "cpu")
 # The interpreter has no bfloat16 arithmetic. Sizes: no multiples of a tile, single elements, and large on a GPU.
 DTYPES = [torch.float32, torch.float16, *([torch.bfloat16] if CUDA else [])]
+HALVES = [torch.float16, torch.bfloat16]  # all pairs pack rows of either in float16, which is interpreted too
 PAIRS = [(1, 1, 1), (5, 7, 17), (37, 40, 3), *([(1000, 1000, 15), (300, 8192, 15), (100, 300, 100)] if CUDA else [])]
 CONTRAST = [(1, 1, 1, 1), (37, 20, 32, 2), (21, 37, 50, 3)]
 if CUDA:
     CONTRAST += [(1000, 700, 256, 3), (1000, 1000, 1000, 2), (130, 200, 8192, 2)]
 # Of the largest value. Half precision: tf32 rounds factors in pairs, all-pairs rounds normalised rows and weights.
 SLACK_PAIRS = {torch.float32: 3e-6, torch.float16: 2e-3, torch.bfloat16: 6e-3}
-SLACK_CONTRAST = {torch.float32: 5e-6, torch.float16: 2e-3, torch.bfloat16: 1.5e-2}
+SLACK_CONTRAST = {torch.float32: 5e-6, torch.float16: 2e-3, torch.bfloat16: 2e-3}
 
 
 def random(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -210,17 +212,44 @@ FORMS = ["cross", "cross both ways", "cross own", "self", "self own"]
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", [torch.float32, *HALVES])
 @pytest.mark.parametrize(("n", "c", "d", "r"), CONTRAST)
 def test_contrast(n: int, c: int, d: int, r: int, dtype: torch.dtype, form: str) -> None:
     check_contrast(contrast_case(n, c, d, r, dtype, form, 0.1), SLACK_CONTRAST[dtype])
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", [torch.float32, *HALVES])
 def test_contrast_at_low_temperature(dtype: torch.dtype, form: str) -> None:
     # The scores are 20 times those of the test above, and so are their errors.
     check_contrast(contrast_case(20, 20, 12, 2, dtype, form, 0.005), 20 * SLACK_CONTRAST[dtype])
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+def test_half_precision_is_packed_in_float16(dtype: torch.dtype) -> None:
+    """Rows have one length, and need no more of an exponent."""
+    assert Plan(without_data(16, 16, 1, True, dtype)).anchors.packed.dtype == torch.float16
+
+
+@pytest.mark.parametrize("form", ["cross both ways", "self own"])
+@pytest.mark.parametrize("dtype", HALVES)
+def test_what_is_tiny_in_a_row_keeps_its_digits(dtype: torch.dtype, form: str) -> None:
+    """Dimensions that a mask lets through by 1e-7 have gradients as precise as the others'."""
+    case = contrast_case(20, 20, 32, 3, dtype, form, 0.1)
+    case.masks.copy_(10 ** torch.linspace(0, -7, 32).expand(3, 32))
+    _, wide, weights = plain(loss, (case,), None, torch.float64)
+    losses, lse = contrast.forward(case)
+    grads = contrast.backward(case, tuple([*(w.float() for w in weights), lse[1]][:2]), lse)
+    assert all(x.isfinite().all() for x in losses)
+    for ours, exact in zip((grads.z0, grads.masks), (wide[0], wide[-2]), strict=True):
+        assert float(((ours - exact).norm(dim=0) / exact.norm(dim=0)).max()) < 1e-2
+
+
+@pytest.mark.parametrize("scale", [1e-18, 1e18])
+def test_bfloat16_of_any_size_is_packed_without_loss(scale: float) -> None:
+    """Rows below 1e-12 are scaled and not normalised: they are packed as what is tiny. Squares overflow above 1e19."""
+    case = contrast_case(20, 20, 12, 2, torch.bfloat16, "cross both ways", 0.1)
+    check_contrast(case._replace(z0=case.z0 * scale, z1=case.z1 * scale), SLACK_CONTRAST[torch.bfloat16])
 
 
 @pytest.mark.parametrize("temperature", [1 / 60, 1 / 70])
@@ -499,5 +528,4 @@ def test_gradients_kept_in_bfloat16_are_as_good_as_the_formulas(upstream: float)
     kept = loss.grad_fn.saved_tensors
     assert [x.dtype for x in kept[:2]] == [torch.bfloat16] * 2
     ours = torch.autograd.grad(upstream * loss, learned(inputs))
-    slack = SLACK_CONTRAST[torch.bfloat16] if CUDA else 1e-5 if upstream == 1 else 2**-8
-    agree(list(ours), wide_grads, list(same_grads), slack)
+    agree(list(ours), wide_grads, list(same_grads), SLACK_CONTRAST[torch.bfloat16] if upstream == 1 else 2**-8)

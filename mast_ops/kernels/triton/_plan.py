@@ -6,6 +6,7 @@ import torch
 import triton
 from torch import Tensor
 
+from mast_ops._precision import wide
 from mast_ops.kernels.contract import Contrast
 from mast_ops.kernels.triton import _launch
 from mast_ops.kernels.triton import contrast_kernels as kernels
@@ -43,7 +44,9 @@ class Plan:
         self.dtype = z0.dtype
         self.depth = depth(self.dtype, self.d)
         self.fixed = problem.inverse_temperature.abs() <= kernels.RANGE.value
-        self.group = self._masks_of_a_launch(z0.element_size())
+        # Rows of half precision have length 1: float16 holds them with three bits more than bfloat16.
+        self.unit_dtype = torch.float32 if wide(problem.z0.dtype) == problem.z0.dtype else torch.float16
+        self.group = self._masks_of_a_launch()
         self.packed: slice | None = None  # those whose rows are packed now
 
         self.anchors = self._side(z0, problem.sample0, problem.row)
@@ -58,10 +61,10 @@ class Plan:
         itself = problem.z1 is None
         self.itself = self.candidates.order.argsort()[self.anchors.order].int() if itself else None
 
-    def _masks_of_a_launch(self, element: int) -> int:
+    def _masks_of_a_launch(self) -> int:
         """All of them where they fit: a launch costs more time than the work of a small problem."""
         sides = [_padded(self.problem.z0), _padded(self.problem.candidates)]
-        packed = (sides[0] if self.problem.symmetric else sum(sides)) * element
+        packed = (sides[0] if self.problem.symmetric else sum(sides)) * self.unit_dtype.itemsize
         each = self.depth.width * (packed + 4 * max(sides))
         return max(1, min(self.r, _launch.ROOM // each))
 
@@ -75,7 +78,7 @@ class Plan:
             edges = torch.arange(self.r + 1, device=self.device)
             starts = torch.searchsorted(row[order], edges, out_int32=True)
             bounds = torch.stack([starts[:-1], starts[1:]], 1)
-        packed = z.new_empty(self.group, _padded(z), self.depth.width)
+        packed = z.new_empty(self.group, _padded(z), self.depth.width, dtype=self.unit_dtype)
         return Side(z, order, sample[order], bounds, packed, self.empty(*packed.shape[:2]))
 
     def launch(self, kernel: str) -> Launch:

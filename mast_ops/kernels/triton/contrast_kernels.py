@@ -11,6 +11,8 @@ _EPS: tl.constexpr = tl.constexpr(1e-12)  # that of F.normalize
 RANGE: tl.constexpr = tl.constexpr(64.0)
 """The largest inverse temperature at which exponentials need no maximum: exp(64) over a million candidates is finite,
 exp(-64) is a normal number. One exponential then serves anchors and candidates."""
+UNIT: tl.constexpr = tl.constexpr(16384.0)
+"""The length of packed rows, where 1 would do: float16 then holds what is 1e-8 of a row with all of its digits."""
 
 _kernel = triton.jit(
     # Views of tensors that hold one row a mask: not always aligned, and not worth a second kernel when they are.
@@ -60,7 +62,7 @@ def pack(
     z, order, bounds, mask, kept, count, packed, inverse_norm, stride_n, stride_d, D, width, padded,
     TILE: tl.constexpr, STEP: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, WHOLE: tl.constexpr,
 ):  # fmt: skip
-    """``packed = z m / |z m|`` in the dimensions ``kept``; zeros up to whole blocks of them and whole tiles of rows."""
+    """``packed = UNIT z m / |z m|`` in the dimensions ``kept``; zeros up to whole blocks and whole tiles of rows."""
     r = tl.program_id(1)
     first, total = _segment(bounds, r)
     start = tl.program_id(0) * BLOCK_M
@@ -92,7 +94,7 @@ def pack(
         dims = tl.load(kept + r * D + slots, mask=inside, other=0)
         x = tl.load(z + dims[None, :] * stride_d, mask=live & inside[None, :], other=0).to(tl.float32)
         x *= tl.load(mask + dims, mask=inside, other=0)[None, :]
-        tl.store(packed + slots[None, :], (x * inverse[:, None]).to(packed.dtype.element_ty))
+        tl.store(packed + slots[None, :], (x * inverse[:, None] * UNIT).to(packed.dtype.element_ty))
 
 
 @_kernel
@@ -119,7 +121,7 @@ def logsumexp(
     depth = _depth(count + r, BLOCK_D)
     scale = tl.load(inverse_temperature)
     fixed = tl.abs(scale) <= RANGE
-    scale *= LOG2E
+    scale *= LOG2E / (UNIT * UNIT)
     nothing = tl.where(fixed, 0.0, -float("inf"))  # in a sum of exponentials, or in a logsumexp
     inner = tl.arange(0, BLOCK_D)
     a += r.to(tl.int64) * a_rows * width + inner[None, :]
@@ -215,7 +217,7 @@ def gradient(
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, SLICE: tl.constexpr, LEAST: tl.constexpr,
     WHOLE: tl.constexpr,
 ):  # fmt: skip
-    """``grad = W b`` for a tile of rows and a slice of dimensions, W the gradient of the scores, made anew.
+    """``grad = W b / UNIT`` for a tile of rows and a slice of dimensions, W the gradient of the scores, made anew.
 
     The rows are anchors and b holds candidates, or the reverse when ``SWAPPED``. ``row_lse`` is there when the
     rows' own losses count, ``column_lse`` when those of the other side do: logsumexps where exponentials need them,
@@ -249,7 +251,7 @@ def gradient(
 
     scale = tl.load(inverse_temperature)
     fixed = tl.abs(scale) <= RANGE
-    scale *= LOG2E
+    scale *= LOG2E / (UNIT * UNIT)
     if bias is not None:
         offset = tl.load(bias) * LOG2E
     inner, outer = tl.arange(0, BLOCK_D), start_s + tl.arange(0, SLICE)
@@ -327,7 +329,7 @@ def gradient(
             )  # past it nothing is packed
         result = tl.dot(weight.to(values.dtype), values, result, input_precision=PRECISION)
     grad += ((r * splits + part).to(tl.int64) * a_rows + rows)[:, None] * width
-    tl.store(grad + outer[None, :], result)
+    tl.store(grad + outer[None, :], result / UNIT)
 
 
 @triton.jit
@@ -343,7 +345,7 @@ def _sum_of_parts(grad, splits, part, inside, BLOCK_M: tl.constexpr, BLOCK_D: tl
 def align(
     bounds, count, packed, grad, alignment, width, padded, splits, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """``alignment``: of each packed row, its product with its gradient."""
+    """``alignment``: of each row of length 1, its product with its gradient."""
     r = tl.program_id(1)
     _, total = _segment(bounds, r)
     start = tl.program_id(0) * BLOCK_M
@@ -358,7 +360,7 @@ def align(
         slots = d + tl.arange(0, BLOCK_D)[None, :]
         pull = _sum_of_parts(grad + slots, splits, padded.to(tl.int64) * width, live, BLOCK_M, BLOCK_D)
         dot += tl.sum(pull * tl.load(packed + slots, mask=live, other=0).to(tl.float32), 1)
-    tl.store(alignment + r * padded + rows, dot, mask=rows < total)
+    tl.store(alignment + r * padded + rows, dot / UNIT, mask=rows < total)
 
 
 @_kernel
@@ -391,7 +393,7 @@ def unpack(
             bad = (dot * 0)[:, None]  # NaN where it is not finite: what no mask keeps must not look finite either
             inverse = tl.load(inverse_norm + r * padded + rows, mask=live, other=0)
             dot = tl.where(inverse < 0.999 / _EPS, dot, 0.0)[:, None]  # a norm below eps is a constant
-            pull -= dot * tl.load(packed + r * step + at, mask=keep, other=0).to(tl.float32)
+            pull -= dot / UNIT * tl.load(packed + r * step + at, mask=keep, other=0).to(tl.float32)
             pull = tl.where(keep, pull * (inverse * tl.load(factor + r))[:, None], 0.0) + bad
             of_mask += tl.sum(tl.where(live[:, None], pull * x, 0.0), 0)
             total += pull * m[None, :]

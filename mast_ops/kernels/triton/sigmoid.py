@@ -13,7 +13,7 @@ from mast_ops.kernels.contract import Contrast, ContrastGradients
 from mast_ops.kernels.triton._launch import FEW, on, precision, split
 from mast_ops.kernels.triton._plan import Plan
 from mast_ops.kernels.triton.contrast import MOST_SPLITS, Direction, Pull
-from mast_ops.kernels.triton.contrast_kernels import LOG2E, _depth, _elsewhere, _kernel, _scores, _segment
+from mast_ops.kernels.triton.contrast_kernels import LOG2E, UNIT, _depth, _elsewhere, _kernel, _scores, _segment
 
 
 @_kernel
@@ -33,7 +33,7 @@ def _sums(
     place = first + tl.minimum(rows, total - 1)
     begin, end = tl.load(low + place)[:, None], tl.load(high + place)[:, None]
     depth = _depth(count + r, BLOCK_D)
-    scale, offset = tl.load(inverse_temperature), tl.load(bias)
+    scale, offset = tl.load(inverse_temperature) / (UNIT * UNIT), tl.load(bias)
     inner = tl.arange(0, BLOCK_D)
     a += (r.to(tl.int64) * a_rows + rows)[:, None] * width + inner[None, :]
     b += r.to(tl.int64) * b_rows * width + inner[None, :]
