@@ -69,11 +69,12 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--keep", action="store_true", help="leave the environments there, to be used again")
     parser.add_argument("--json", type=Path, default=RESULTS, help="entries of earlier runs stay, unless made again")
     args = parser.parse_args(argv)
+    git = machine.record("cpu")["git"]  # before the results are written
     for name in args.only:
         print(f"{name}: {ENVIRONMENTS[name]}", flush=True)
         folder = args.folder / re.sub(r"\W+", "-", name)
         for result in tried(name, folder):
-            write(args.json, name, result)
+            write(args.json, name, result | {"git": git})
         if not args.keep:
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -140,8 +141,8 @@ def read(report: str) -> dict[str, Any]:
 
 def write(path: Path, name: str, result: dict[str, Any]) -> None:
     document = json.loads(path.read_text()) if path.exists() else {"environments": {}}
-    facts = {"date": datetime.now(UTC).isoformat(timespec="seconds"), "git": machine.record("cpu")["git"]}
-    made = document["environments"] | {name: result | facts}
+    date = datetime.now(UTC).isoformat(timespec="seconds")
+    made = document["environments"] | {name: result | {"date": date}}
     document["environments"] = {key: made[key] for key in ENVIRONMENTS if key in made}
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(document, indent=1) + "\n")

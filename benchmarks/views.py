@@ -41,6 +41,7 @@ CASES = {
     "item-224": Case("torchvision, 224 pixels of one image of 500 x 375", 224, (500, 375)),
     "multi-crop": Case("multi-crop: 2 views of 224 pixels and 6 of 96, of one image of 500 x 375", 224, (500, 375), 96),
     "batch-32": Case(f"kornia, batch of {BATCH}, 32 pixels", 32),
+    "batch-64": Case(f"kornia, batch of {BATCH}, 64 pixels", 64),
     "batch-96": Case(f"kornia, batch of {BATCH}, 96 pixels", 96),
     "batch-224": Case(f"kornia, batch of {BATCH}, 224 pixels", 224),
 }

@@ -549,6 +549,26 @@ def test_redrawn_pair_follows_the_law_of_two_draws_that_differ(batched):
     assert sum(apart) / len(apart) == pytest.approx(0.5 * 0.32 + 0.5, abs=0.08)
 
 
+def test_a_round_of_redraws_is_one_call_for_all_views():
+    """A call has its own cost; how many views are equal says how many draws are enough."""
+    rows = []
+
+    def rare(x):
+        rows.append(len(x))
+        return x + (torch.rand(len(x), 1, 1, 1) < 0.2)
+
+    views = FactorizedViews({"rare": rare}, pairs="single", batched=True)
+    x = torch.rand(64, 1, 2, 2)
+    views(x)
+    calls = []
+    for _ in range(50):
+        rows.clear()
+        view0, view1, _ = views(x)
+        assert not (view0 == view1).flatten(1).all(1).any()
+        calls.append(len(rows))
+    assert sum(calls) / len(calls) < 5  # two of the views themselves, and two rounds or three
+
+
 def test_redraws_are_repeatable_and_take_nothing_from_the_generator():
     x = images(20)
     made, states = [], []
