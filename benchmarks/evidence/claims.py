@@ -144,10 +144,10 @@ def claims(document: dict[str, Any]) -> str:
 
 def looc(document: dict[str, Any], longer: dict[str, Any]) -> str:
     """MAST's lead over LooC, in as many steps and from as many views: LooC takes eight of an image, MAST two."""
-    theirs = document["results"]["methods"]["vicreg/looc"]
-    steps = [each["settings"]["steps"] for each in (document, longer)]
-    assert steps[1] == steps[0] * (len(AUGMENTATIONS) + 2) // 2
-    own = ("class", *sorted(next(iter(theirs.values()))["linear"].keys() - set(_TASKS)))
+    few, many = document["results"]["methods"], longer["results"]["methods"]
+    steps, more = (each["settings"]["steps"] for each in (document, longer))
+    assert more == steps * (len(AUGMENTATIONS) + 2) // 2
+    own = ("class", *sorted(next(iter(few["vicreg/looc"].values()))["linear"].keys() - set(_TASKS)))
     columns: list[tuple[str, str, tuple[str, ...], str]] = [
         ("class", "linear", _TASKS, "class"),
         ("six tasks", "linear", _TASKS, "mean"),
@@ -155,11 +155,12 @@ def looc(document: dict[str, Any], longer: dict[str, Any]) -> str:
         ("tasks that nobody draws", "linear", own, "mean"),
     ]
     lines = []
-    for title, each in (("as many steps", document), ("as many views", longer)):
-        ours = each["results"]["methods"]["vicreg/mast"]
-        cells = [_figure(_apart(ours, theirs, kind, task, tasks)) for _, kind, tasks, task in columns]
-        lines.append([f"{title}: MAST in {each['settings']['steps']:,} steps", *cells])
-    return table([f"MAST's lead over LooC in {steps[0]} steps", *(title for title, *_ in columns)], lines)
+    for base, title in _BASES.items():
+        for equal, run, methods in (("steps", steps, few), ("views", more, many)):
+            if (ours := methods.get(f"{base}/mast")) and (theirs := few.get(f"{base}/looc")):
+                cells = [_figure(_apart(ours, theirs, kind, task, tasks)) for _, kind, tasks, task in columns]
+                lines.append([f"{title}, as many {equal}: MAST in {run:,} steps", *cells])
+    return table([f"MAST's lead over LooC in {steps} steps", *(title for title, *_ in columns)], lines)
 
 
 def ablations(document: dict[str, Any]) -> str:
