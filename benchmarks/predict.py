@@ -110,13 +110,19 @@ def _kernel(name: str, kernel: Any, counts: Counts, grid: tuple[int, ...], argum
         each = math.prod(turns[: depth + 1])
         total = {limit: total[limit] + each * x for limit, x in clocks(count, warps).items()}
     resident = _resident(kernel, warps)
-    programs = math.ceil(math.prod(grid) / (PROCESSORS * resident)) * resident  # of the busiest multiprocessor
+    programs = busiest(math.prod(grid), resident)
     times = {limit: programs * x / CLOCK for limit, x in total.items()}
     tensors = {x.data_ptr() or id(x): x.nbytes for x in arguments.values() if isinstance(x, torch.Tensor)}
     times["memory"] = _moved(sum(tensors.values()))
     limit = max(times, key=lambda key: times[key])
     others = max(x for key, x in times.items() if key != "matrix")
     return Piece(name, times[limit], others + times["matrix"], limit, True)
+
+
+def busiest(programs: int, resident: int) -> int:
+    """Programs that one multiprocessor has at the most: waves of all that it holds, and a last one spread over all."""
+    whole, rest = divmod(programs, PROCESSORS * resident)
+    return whole * resident + math.ceil(rest / PROCESSORS)
 
 
 def _moved(size: int) -> float:

@@ -121,6 +121,11 @@ def any_exposed(text: str) -> bool:
     return any(exposed(x.turn) for x in loops(text)[0] if x.innermost)
 
 
+def any_spilled(text: str) -> bool:
+    """Whether the usual turn of an innermost loop keeps registers in memory."""
+    return any(x.name.startswith(("LDL", "STL")) for loop in loops(text)[0] if loop.innermost for x in loop.turn)
+
+
 def _flops(kind: str, parts: list[str]) -> float:
     if kind == "HGMMA":  # 64 x N x K by four warps
         m, n, k = map(int, parts[0].split("x"))

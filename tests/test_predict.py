@@ -46,6 +46,14 @@ def test_copies_that_the_next_turn_waits_for_are_exposed() -> None:
     assert not sass.exposed(turn(left="0x1"))
 
 
+def test_registers_in_memory_are_seen_in_the_usual_turn_alone() -> None:
+    code = LOOP.format(left="0x1", second="STL")
+    assert sass.any_spilled(code)
+    rare = LOOP.replace("MUFU.EX2 R1, R2", "LDL R1, [R2]", 1).format(left="0x1", second="MUFU.EX2")
+    assert "LDL" in rare
+    assert not sass.any_spilled(rare)
+
+
 # Products in a loop over dimensions, exponentials in the loop over tiles around it.
 NESTED = """
 .L_x_0:
@@ -102,3 +110,9 @@ def test_a_loop_of_one_turn_may_be_gone(monkeypatch: pytest.MonkeyPatch) -> None
     """The one that is left goes through the samples."""
     one, two = (predicted(monkeypatch, 1 << 15, 64, code)["overlapped"] for code in (NESTED, FLAT))
     assert one == pytest.approx(two, rel=0.01)
+
+
+def test_a_last_wave_is_spread_over_all_multiprocessors() -> None:
+    """512 programs are four for the busiest of 132, however many it could hold."""
+    assert [predict.busiest(512, resident) for resident in (1, 2, 3, 5)] == [4, 4, 4, 4]
+    assert predict.busiest(3 * 132 + 1, 3) == 4

@@ -18,14 +18,14 @@ from pathlib import Path
 import pytest
 
 SHARED = {90: 227 * 1024, 80: 163 * 1024}  # bytes a program can have
-SPILLS = {90: 0, 80: 48}  # on the older one, logsumexp both ways at D=256
+# On the newer one none in the usual turn of a loop; in all, gradient both ways at D=256 by Triton 3.6.
+SPILLS = {90: 48, 80: 48}
 # Of a thread; 255 is all there are.
 REGISTERS = {
     "pack": 64,
     "align": 128,
     "unpack": 168,
-    "_distance": 168,
-    "_products": 224,
+    "_distance": 192,
     "_distance_backward": 240,
     "_gap_sums": 128,
 }
@@ -78,7 +78,7 @@ def measured() -> list[dict]:
             Path(folder, "k.ptx").write_text(text)
             command = [ptxas, "-v", f"-arch={target}", f"{folder}/k.ptx", "-o", f"{folder}/k.cubin"]
             said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
-            code = Path(folder, "k.cubin").read_bytes()
+            code = sass.disassemble(Path(folder, "k.cubin").read_bytes())
         return {
             "kernel": kernel.__name__,
             "arch": arch,
@@ -88,7 +88,9 @@ def measured() -> list[dict]:
             "wgmma": text.count("wgmma.mma_async"),
             "mma": text.count("mma.sync"),
             "counts": len(re.findall(r"atom\.global\.gpu\.acq_rel", text)),
-            "exposed": arch == 90 and sass.any_exposed(sass.disassemble(code)),
+            "exposed": arch == 90 and sass.any_exposed(code),
+            "spilled": arch == 90 and sass.any_spilled(code),
+            "narrow": len(re.findall(r"LDGSTS\.E\.64|LDS\.U16", code)),
         }
 
     work, seen = [], set()
@@ -208,7 +210,7 @@ def test_every_kernel_is_there(table: list[dict]) -> None:
 
 
 def test_nothing_spills_beyond_what_is_known(table: list[dict]) -> None:
-    assert [r for r in table if r["spills"] > SPILLS[r["arch"]]] == []
+    assert [r for r in table if r["spills"] > SPILLS[r["arch"]] or r["spilled"]] == []
 
 
 def test_shared_memory_fits(table: list[dict]) -> None:
@@ -223,6 +225,17 @@ def test_programs_that_share_a_sum_count_themselves_once(table: list[dict]) -> N
     sums = [r for r in table if r["kernel"].strip("_").startswith(("distance", "products", "gap_sums"))]
     alone = [r for r in sums if r["label"].startswith("float16") or r["kernel"] == "_gap_sums_backward"]
     assert [r for r in sums if r["counts"] != (r not in alone)] == []
+
+
+def test_pairs_are_fetched_16_bytes_at_a_time(table: list[dict]) -> None:
+    """A thread copies as much to the chip, and no thread takes numbers of half precision from there one by one.
+
+    Rows of masks by sample are numbers of eight bytes.
+    """
+    kernels = ("_distance", "_products", "_distance_backward", "_products_backward", "_gap_sums")
+    pairs = [r for r in table if r["kernel"] in kernels and "float16" in r["label"] and "own" not in r["label"]]
+    assert pairs
+    assert [r for r in pairs if r["narrow"]] == []
 
 
 def test_products_hide_the_copies_of_all_pairs(table: list[dict]) -> None:

@@ -114,25 +114,27 @@ def _pull(plan: Plan, grads: Both, lse: Both, dtype: torch.dtype) -> "Pull":
 
 @dataclass
 class Direction:
-    """One direction's losses, sorted, (R or 1, N): logsumexp in units of log2, gradient; and positives of each, (N,).
+    """One direction's losses, sorted, (R or 1, N): logsumexp in units of log2, the gradient's share a positive; and how
+    many positives each has, (N,), by which a share is a gradient.
 
-    Where exponentials need no maximum, the gradient times exp(-logsumexp) in the place of that. Without positives:
-    of a pairwise loss, where there are as many losses.
+    Where exponentials need no maximum, the gradient times exp(-logsumexp) in the place of that. Without positives: of
+    a pairwise loss, whose gradient stands in both.
     """
 
     lse: Tensor
-    grad: Tensor
+    share: Tensor
     positives: Tensor | None = None
 
     @classmethod
     def of(cls, plan: Plan, side: int, grad: Tensor, lse: Tensor) -> "Direction":
         order = (plan.candidates if side else plan.anchors).order
         lse, grad = (x.reshape(len(order), -1)[order].T.contiguous() for x in (lse * kernels.LOG2E.value, grad))
-        return cls(torch.where(plan.fixed, grad * torch.exp2(-lse), lse), grad, plan.positives(side))
+        positives = plan.positives(side).clamp_min(1)  # without any a share is not read, but the gradient is
+        return cls(torch.where(plan.fixed, grad * torch.exp2(-lse), lse), grad / positives, positives)
 
     def of_masks(self, masks: slice) -> tuple[Tensor, Tensor, Tensor | None]:
         own = len(self.lse) == 1
-        return (self.lse, self.grad, self.positives) if own else (self.lse[masks], self.grad[masks], self.positives)
+        return (self.lse, self.share, self.positives) if own else (self.lse[masks], self.share[masks], self.positives)
 
     @property
     def stride(self) -> int:

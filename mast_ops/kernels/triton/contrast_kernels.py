@@ -18,7 +18,7 @@ _kernel = triton.jit(
     # Views of tensors that hold one row a mask: not always aligned, and not worth a second kernel when they are.
     do_not_specialize_on_alignment=[
         *("bounds", "row_bounds", "column_bounds", "count", "mask", "kept", "slot", "factor"),
-        *("row_lse", "row_grad", "row_positives", "column_lse", "column_grad", "column_positives"),
+        *("row_lse", "row_share", "row_positives", "column_lse", "column_share", "column_positives"),
     ],
     do_not_specialize=["tiles", "splits", "masks", "of_rows", "of_columns"],
 )
@@ -212,7 +212,7 @@ def logsumexp(
 @_kernel
 def gradient(
     a, b, row_bounds, column_bounds, count, low, high, itself, inverse_temperature, bias,
-    row_lse, row_grad, row_positives, column_lse, column_grad, column_positives, grad,
+    row_lse, row_share, row_positives, column_lse, column_share, column_positives, grad,
     width, span, splits, a_rows, b_rows, of_rows, of_columns, SWAPPED: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, SLICE: tl.constexpr, LEAST: tl.constexpr,
     WHOLE: tl.constexpr,
@@ -237,10 +237,7 @@ def gradient(
     place = row_first + tl.minimum(rows, total_m - 1)
     if row_lse is not None:
         row = r * of_rows + place
-        pull = tl.load(row_lse + row)
-        share = tl.load(row_grad + row)
-        if row_positives is not None:
-            share /= tl.load(row_positives + place)
+        pull, share = tl.load(row_lse + row), tl.load(row_share + row)
     if not SWAPPED:
         last = row_first + tl.minimum(start_m + BLOCK_M, total_m) - 1
         begin, end = tl.load(low + place)[:, None], tl.load(high + place)[:, None]
@@ -285,11 +282,12 @@ def gradient(
             else:
                 weight = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
                 if row_lse is not None:
-                    given = tl.load(row_grad + r * of_rows + place)
+                    given = share * tl.load(row_positives + place)
                     weight += given[:, None] * tl.exp2(score - pull[:, None])
                 if column_lse is not None:
                     lse_n = tl.load(column_lse + r * of_columns + column_place)
-                    given_n = tl.load(column_grad + r * of_columns + column_place)
+                    share_n = tl.load(column_share + r * of_columns + column_place)
+                    given_n = share_n * tl.load(column_positives + column_place)
                     weight += given_n[None, :] * tl.exp2(score - lse_n[None, :])
 
         if SWAPPED:
@@ -308,10 +306,7 @@ def gradient(
             if row_lse is not None:
                 shares += share[:, None]
             if column_lse is not None:
-                share_n = tl.load(column_grad + r * of_columns + column_place)
-                if column_positives is not None:
-                    share_n /= tl.load(column_positives + column_place)
-                shares += share_n[None, :]
+                shares += tl.load(column_share + r * of_columns + column_place)[None, :]
             weight -= tl.where((position >= begin) & (position < end), shares, 0.0)
 
         ragged = start_n + BLOCK_N > total_n
@@ -392,8 +387,8 @@ def unpack(
             dot = tl.load(alignment + r * padded + rows, mask=live, other=0)
             bad = (dot * 0)[:, None]  # NaN where it is not finite: what no mask keeps must not look finite either
             inverse = tl.load(inverse_norm + r * padded + rows, mask=live, other=0)
-            dot = tl.where(inverse < 0.999 / _EPS, dot, 0.0)[:, None]  # a norm below eps is a constant
-            pull -= dot / UNIT * tl.load(packed + r * step + at, mask=keep, other=0).to(tl.float32)
+            dot = tl.where(inverse < 0.999 / _EPS, dot / UNIT, 0.0)[:, None]  # a norm below eps is a constant
+            pull -= dot * tl.load(packed + r * step + at, mask=keep, other=0).to(tl.float32)
             pull = tl.where(keep, pull * (inverse * tl.load(factor + r))[:, None], 0.0) + bad
             of_mask += tl.sum(tl.where(live[:, None], pull * x, 0.0), 0)
             total += pull * m[None, :]

@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from mast_ops.kernels.contract import Gap, Table
-from mast_ops.kernels.triton._launch import MANY, on, pairs_launch, power, precision, readable, split
+from mast_ops.kernels.triton._launch import MANY, launch, on, pairs_launch, pooling, power, precision, readable, split
 from mast_ops.kernels.triton._parts import added, all_left, leave, shared, write
 from mast_ops.kernels.triton._tiles import Likelihood, dense, in_dtype_of, new_like, product, read, read_masks
 from mast_ops.kernels.triton.gap_sums import gap_sums, gap_sums_backward
@@ -230,7 +230,7 @@ def _products_backward(
 
 def distance(gap: Gap, table: Table) -> Tensor:
     (n, d), r, row = gap.z0.shape, len(table.masks), table.row
-    tile = pairs_launch("pairs", gap.z0.dtype, r)
+    tile = pairs_launch("pairs", gap.z0.dtype, r) if row is None else launch("pairs_own", gap.z0.dtype)
     tiles, shape = triton.cdiv(n, tile.rows), (n, r) if row is None else (n,)
     splits, span = split(d, tile.columns, tiles, MANY)
     (z0, z1), variance = readable(gap.z0, gap.z1), Likelihood.of(gap)
@@ -239,14 +239,14 @@ def distance(gap: Gap, table: Table) -> Tensor:
         _distance[tiles, splits](
             z0, z1, dense(table.masks), *variance[:2], dense(row), out, *shared(z0, splits, tiles, *shape),
             n, r, d, span, splits, *z0.stride(), *z1.stride(), *variance.strides,
-            precision(z0.dtype), tile.rows, power(r), tile.columns, **tile.options,
+            pooling(z0.dtype), tile.rows, power(r), tile.columns, **tile.options,
         )  # fmt: skip
     return out
 
 
 def products(z0: Tensor, z1: Tensor, table: Table) -> tuple[Tensor, Tensor, Tensor]:
     (n, d), r, row = z0.shape, len(table.masks), table.row
-    tile = pairs_launch("pairs", z0.dtype, r)
+    tile = pairs_launch("pairs", z0.dtype, r) if row is None else launch("pairs_own", z0.dtype)
     tiles, shape = triton.cdiv(n, tile.rows), (n, r) if row is None else (n,)
     splits, span = split(d, tile.columns, tiles, MANY)
     z0, z1 = readable(z0, z1)
@@ -255,7 +255,7 @@ def products(z0: Tensor, z1: Tensor, table: Table) -> tuple[Tensor, Tensor, Tens
         _products[tiles, splits](
             z0, z1, dense(table.masks), dense(row), dot, norm0, norm1, *shared(z0, splits, tiles, 3, *shape),
             n, r, d, span, splits, *z0.stride(), *z1.stride(),
-            precision(z0.dtype), tile.rows, power(r), tile.columns, **tile.options,
+            pooling(z0.dtype), tile.rows, power(r), tile.columns, **tile.options,
         )  # fmt: skip
     return dot, norm0, norm1
 
