@@ -26,7 +26,8 @@ Backend = Literal["auto", "eager", "compile", "chunked", "triton"]
   variable ``MAST_OPS_BACKEND`` replaces it, for debugging.
 - ``"eager"``: the plain formula, differentiated by autograd as often as asked. Holds what the formula holds.
 - ``"compile"``: the plain formula under ``torch.compile``.
-- ``"chunked"``: matrix products over pieces, gradients by hand. CPU and CUDA, float16 to float64.
+- ``"chunked"``: matrix products over pieces, gradients by hand. CPU and CUDA, float16 to float64. All pairs in half
+  precision are multiplied on CUDA as they are in ``"triton"``: rows rounded to float16, sums in float32.
 - ``"triton"``: Triton kernels, on CUDA, float16, bfloat16 and float32; variance and covariance are
   ``"chunked"`` there, which is nothing but large matrix products.
 """
@@ -114,8 +115,9 @@ def resolve_kernels(backend: Backend, operator: str, z: Tensor, held: int) -> Ba
 _INDUCTOR_FUSES = ("pairs",)
 _SMALL = 1 << 16
 # The gradient kernel makes the scores again for every 256 columns of its result: beyond a few such slices that is more
-# arithmetic than products over blocks of kept scores are. Those are float32's, which tensor cores do not speed up, so
-# that half precision stays with the kernels for longer. Predicted by benchmarks/predict.py, not measured.
+# work than to send blocks of scores through memory for products of the library's. Predicted by the model of
+# benchmarks/predict.py at N=32768, not measured: half precision's lines cross between 512 and 1024, and the kernels
+# take less memory.
 _WIDE, _WIDE_HALF = 256, 1024
 # Looked up at import, which finds the package without importing it: compilers before torch 2.12 cannot trace that.
 _HAS_TRITON = importlib.util.find_spec("triton") is not None

@@ -17,7 +17,7 @@ from mast_ops.kernels.chunked.own import Own
 from mast_ops.kernels.chunked.positives import Positives
 from mast_ops.kernels.chunked.products import Products, Workspace, blocks
 from mast_ops.kernels.chunked.scores import Form, Scores, Some, Statistics
-from mast_ops.kernels.chunked.units import Side, Units
+from mast_ops.kernels.chunked.units import Side, units_of
 from mast_ops.kernels.contract import Both, Contrast, Contrasted, ContrastGradients
 
 _GROUPED = 48  # anchors of one row of the masks, on average, from which each row is worth packing
@@ -110,7 +110,7 @@ def parts(problem: Contrast, workspace: Workspace) -> Iterator[Part]:
             anchors = Side.pack(raw0[samples], poison0[samples], masks[r])
         elif not alone:
             anchors = Side.pack(raw0, poison0, masks[r])
-        yield Part(Units(r, samples, (anchors, candidates)), None if samples is not None else r, samples)
+        yield Part(units_of(problem.z0)(r, samples, (anchors, candidates)), None if samples is not None else r, samples)
 
 
 def new_workspace(problem: Contrast) -> Workspace:

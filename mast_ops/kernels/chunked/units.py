@@ -5,9 +5,12 @@ from typing import NamedTuple, Self
 import torch
 from torch import Tensor
 
+from mast_ops._precision import wide
 from mast_ops.kernels.contract import ContrastGradients
 from mast_ops.kernels.eager.contrast import EPS
 
+_LENGTH = 16384.0  # of rows in float16, which then hold what is 1e-8 of a row with all of its digits
+_LARGEST = 4096.0  # weight in float16: no sum of two overflows, and what is lost is 1e-11 of it
 _SPARSE = 0.75  # a mask with a smaller share of non-zero dimensions is packed without the others
 
 
@@ -117,3 +120,50 @@ class Units:
             anchors.unpack(g_anchors, scale, own, g_mask)
             total.z0.index_add_(0, self.samples, own)
         total.inverse_temperature.add_(along)
+
+
+class HalfUnits(Units):
+    """Products in float16 with sums in float32, on tensor cores.
+
+    Cosines are those of rows rounded to float16, and their weights are rounded likewise, as in the Triton kernels.
+    """
+
+    def __init__(self, r: int, samples: Tensor | None, sides: tuple[Side, Side]) -> None:
+        super().__init__(r, samples, sides)
+        candidates = _packed(sides[1])
+        self.packed = candidates if self.symmetric else _packed(sides[0]), candidates
+
+    def write(self, tile: Tensor, rows: slice, first: int, scale: float, offset: float = 0.0) -> None:
+        anchors, candidates = self.packed
+        multiply(anchors[rows], candidates[first:].T, tile).mul_(scale / _LENGTH**2)
+        if offset:
+            tile.add_(offset)
+
+    def add(self, weight: Tensor, rows: slice, first: int) -> None:
+        anchors, candidates = self.packed
+        if self._grads is None:
+            new = torch.zeros_like(self.sides[1].unit)
+            self._grads = new if self.symmetric else torch.zeros_like(self.sides[0].unit), new
+        g_anchors, g_candidates = self._grads
+        size = torch.linalg.vector_norm(weight, float("inf")).clamp_min(1e-30) / _LARGEST
+        half = weight.div_(size).half()
+        past = rows.stop if self.symmetric else 0
+        of_anchors = g_anchors[rows], half, candidates[first:]
+        of_candidates = g_candidates[past:], half[:, past - first :].T, anchors[rows]
+        for total, left, right in (of_anchors, of_candidates):
+            total.addcmul_(multiply(left, right, torch.empty_like(total)), size / _LENGTH)
+
+
+def _packed(side: Side) -> Tensor:
+    return (side.unit * _LENGTH).half()
+
+
+def multiply(left: Tensor, right: Tensor, out: Tensor) -> Tensor:
+    """Of float16 in float32, which torch has on NVIDIA's GPUs alone."""
+    return torch.mm(left, right, out_dtype=torch.float32, out=out)
+
+
+def units_of(z: Tensor) -> type[Units]:
+    """How embeddings like ``z`` are multiplied: as what they are on CUDA, where float32 takes ten times as long."""
+    on_nvidia = z.is_cuda and torch.version.hip is None
+    return HalfUnits if on_nvidia and wide(z.dtype) != z.dtype else Units
