@@ -30,7 +30,7 @@ class SubspaceSigmoidLoss(SubspaceLoss):
         gather_distributed: Whether the batch is that of all ranks, see :class:`mast_ops.losses.SubspaceLoss`.
         backend: What computes it, see :data:`mast_ops.ops.Backend`.
         sensitivity_param: Weight of the sensitivity of what masks leave out, see :class:`mast_ops.losses.SubspaceLoss`;
-            5 as in :class:`mast_ops.SubspaceNTXentLoss`. It was not measured for this loss.
+            3 as in :class:`mast_ops.SubspaceNTXentLoss`. It was not measured for this loss.
 
     Raises:
         ValueError, TypeError: ``scale`` is not a positive number, ``bias`` is not a finite one, or ``backend`` is
@@ -55,7 +55,7 @@ class SubspaceSigmoidLoss(SubspaceLoss):
         *,
         gather_distributed: bool = False,
         backend: Backend = "auto",
-        sensitivity_param: float = 5.0,
+        sensitivity_param: float = 3.0,
     ) -> None:
         super().__init__(gather_distributed=gather_distributed, backend=backend, sensitivity_param=sensitivity_param)
         scale, bias = check_positive("scale", scale), check_number("bias", bias)
