@@ -119,7 +119,7 @@ def _rivals(methods: Runs) -> list[str]:
         )
     if "simclr/augself" in methods:
         found.append(
-            "**On SimCLR both rivals are ahead.** AugSelf is {augself} points above MAST, and LooC, which takes eight "
+            "**On SimCLR no rival is behind.** AugSelf is {augself} points above MAST, and LooC, which takes eight "
             "views of an image, {looc}.".format(**_behind(methods, "simclr"))
         )
     return found
