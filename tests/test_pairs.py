@@ -456,12 +456,12 @@ def sigmoid_loss():
 LOSSES = {
     "vicreg": (SubspaceVICRegLoss(), lambda x, g: vicreg_terms(x, g, "embedding")),
     "vicreg in subspaces": (SubspaceVICRegLoss(scope="subspace"), lambda x, g: vicreg_terms(x, g, "subspace")),
-    "nt_xent": (SubspaceNTXentLoss(T), with_sensitivity("nt_xent", nt_xent, 5.0)),
+    "nt_xent": (SubspaceNTXentLoss(T), with_sensitivity("nt_xent", nt_xent, 3.0)),
     "cosine": (
         SubspaceCosineLoss(sensitivity_param=2.0),
         with_sensitivity("negative_cosine", per_pair(cosine), 2.0, -1),
     ),
-    "sigmoid": (sigmoid_loss(), with_sensitivity("sigmoid", sigmoid, 5.0)),
+    "sigmoid": (sigmoid_loss(), with_sensitivity("sigmoid", sigmoid, 3.0)),
     "barlow": (SubspaceBarlowTwinsLoss(), barlow_terms),
     "likelihood": (UncertaintyInvarianceLoss(), invariance_terms("squared", False)),
     "normalised": (UncertaintyInvarianceLoss(normalize=True), invariance_terms("squared", True)),
