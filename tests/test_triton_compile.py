@@ -13,13 +13,14 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
 SHARED = {90: 227 * 1024, 80: 163 * 1024}  # bytes a program can have
-# On the newer one none in the usual turn of a loop; in all, gradient both ways at D=256 by Triton 3.6.
-SPILLS = {90: 48, 80: 48}
+# Bytes by sm_90: gradient both ways at D=256 by Triton 3.6, logsumexp both ways at D=1024 by 3.8; none by another.
+SPILLS = {90: {"3.6": 48, "3.8": 16}.get(version("triton")[:3], 0), 80: 48}
 # Of a thread; 255 is all there are.
 REGISTERS = {
     "pack": 64,
