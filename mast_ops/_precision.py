@@ -12,9 +12,13 @@ _UNUSUAL = ("fpga", "hip", "ideep", "lazy", "maia", "meta", "mtia", "opencl", "o
 _WITHOUT_AUTOCAST = tuple(kind for kind in _UNUSUAL if not torch.amp.is_autocast_available(kind))
 
 
+def is_half(dtype: torch.dtype) -> bool:
+    return dtype in _HALF
+
+
 def wide(dtype: torch.dtype) -> torch.dtype:
     """The dtype that a sum over ``dtype`` runs in."""
-    return torch.float32 if dtype in _HALF else dtype
+    return torch.float32 if is_half(dtype) else dtype
 
 
 def kept(dtype: torch.dtype) -> torch.dtype:

@@ -34,7 +34,8 @@ def redraw_rows(
     done, num = 0, _enough(min(len(rows) + 1, num_alike + 1) / (num_alike + 2))  # of each row
     at_once = max(len(views[0]) // _SHARE, _NUMBERS // max(1, views[0][0].numel()))
     while len(rows) > 0 and done < REDRAWS:
-        num = max(1, min(_MOST, REDRAWS - done, num, at_once // len(rows) if done == 0 else _MOST))
+        room = at_once // len(rows) if done == 0 else _MOST
+        num = max(1, min(num, room, _MOST, REDRAWS - done))
         # One call for all views, as each of its samples has a draw of its own.
         many = torch.cat([start(view, rows).repeat_interleave(num, 0) for view in range(len(views))])
         drawn = draw(step.name, step.call, many, seeds.getrandbits(32))

@@ -9,6 +9,15 @@ from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
+LENGTH = 16384.0
+"""Of all pairs' rows in float16, where 1 would do: it then holds what is 1e-8 of a row with all of its digits."""
+_LARGEST = 4096.0  # weight of a score in float16: no sum of two overflows, and what is lost is 1e-11 of it
+
+
+def unit_of(peak: Tensor) -> Tensor:
+    """In what units the weights of scores are rounded to float16, where they must neither vanish nor overflow."""
+    return peak.float().clamp_min(1e-30) / _LARGEST
+
 
 class Table(NamedTuple):
     """Rows of masks, (R, D), in the dtype that sums run in: operators square them. And what row each sample reads."""

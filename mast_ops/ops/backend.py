@@ -13,7 +13,7 @@ from torch.autograd import forward_ad
 from torch.utils import _pytree as pytree
 
 from mast_ops._checks import check_choice
-from mast_ops._precision import wide
+from mast_ops._precision import is_half
 from mast_ops.kernels.contract import Contrast, ContrastKernels, MomentsKernels, PairsKernels, SigmoidKernels
 
 P = ParamSpec("P")
@@ -127,7 +127,7 @@ _PRODUCTS_ONLY = ("moments",)
 
 def widest(dtype: torch.dtype) -> int:
     """Dimensions to which the kernels of all pairs are the quicker way."""
-    return _WIDE_HALF if wide(dtype) != dtype else _WIDE
+    return _WIDE_HALF if is_half(dtype) else _WIDE
 
 
 def _transformed() -> bool:

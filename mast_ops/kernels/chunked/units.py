@@ -5,12 +5,10 @@ from typing import NamedTuple, Self
 import torch
 from torch import Tensor
 
-from mast_ops._precision import wide
-from mast_ops.kernels.contract import ContrastGradients
+from mast_ops._precision import is_half
+from mast_ops.kernels.contract import LENGTH, ContrastGradients, unit_of
 from mast_ops.kernels.eager.contrast import EPS
 
-_LENGTH = 16384.0  # of rows in float16, which then hold what is 1e-8 of a row with all of its digits
-_LARGEST = 4096.0  # weight in float16: no sum of two overflows, and what is lost is 1e-11 of it
 _SPARSE = 0.75  # a mask with a smaller share of non-zero dimensions is packed without the others
 
 
@@ -135,7 +133,7 @@ class HalfUnits(Units):
 
     def write(self, tile: Tensor, rows: slice, first: int, scale: float, offset: float = 0.0) -> None:
         anchors, candidates = self.packed
-        multiply(anchors[rows], candidates[first:].T, tile).mul_(scale / _LENGTH**2)
+        multiply(anchors[rows], candidates[first:].T, tile).mul_(scale / LENGTH**2)
         if offset:
             tile.add_(offset)
 
@@ -145,17 +143,17 @@ class HalfUnits(Units):
             new = torch.zeros_like(self.sides[1].unit)
             self._grads = new if self.symmetric else torch.zeros_like(self.sides[0].unit), new
         g_anchors, g_candidates = self._grads
-        size = torch.linalg.vector_norm(weight, float("inf")).clamp_min(1e-30) / _LARGEST
+        size = unit_of(torch.linalg.vector_norm(weight, float("inf")))
         half = weight.div_(size).half()
         past = rows.stop if self.symmetric else 0
         of_anchors = g_anchors[rows], half, candidates[first:]
         of_candidates = g_candidates[past:], half[:, past - first :].T, anchors[rows]
         for total, left, right in (of_anchors, of_candidates):
-            total.addcmul_(multiply(left, right, torch.empty_like(total)), size / _LENGTH)
+            total.addcmul_(multiply(left, right, torch.empty_like(total)), size / LENGTH)
 
 
 def _packed(side: Side) -> Tensor:
-    return (side.unit * _LENGTH).half()
+    return (side.unit * LENGTH).half()
 
 
 def multiply(left: Tensor, right: Tensor, out: Tensor) -> Tensor:
@@ -166,4 +164,4 @@ def multiply(left: Tensor, right: Tensor, out: Tensor) -> Tensor:
 def units_of(z: Tensor) -> type[Units]:
     """How embeddings like ``z`` are multiplied: as what they are on CUDA, where float32 takes ten times as long."""
     on_nvidia = z.is_cuda and torch.version.hip is None
-    return HalfUnits if on_nvidia and wide(z.dtype) != z.dtype else Units
+    return HalfUnits if on_nvidia and is_half(z.dtype) else Units

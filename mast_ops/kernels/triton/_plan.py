@@ -6,7 +6,7 @@ import torch
 import triton
 from torch import Tensor
 
-from mast_ops._precision import wide
+from mast_ops._precision import is_half
 from mast_ops.kernels.contract import Contrast
 from mast_ops.kernels.triton import _launch
 from mast_ops.kernels.triton import contrast_kernels as kernels
@@ -44,8 +44,8 @@ class Plan:
         self.dtype = z0.dtype
         self.depth = depth(self.dtype, self.d)
         self.fixed = problem.inverse_temperature.abs() <= kernels.RANGE.value
-        # Rows of half precision have length 1: float16 holds them with three bits more than bfloat16.
-        self.unit_dtype = torch.float32 if wide(problem.z0.dtype) == problem.z0.dtype else torch.float16
+        # Packed rows have one length: float16 holds them with three bits more than bfloat16.
+        self.unit_dtype = torch.float16 if is_half(problem.z0.dtype) else torch.float32
         self.group = self._masks_of_a_launch()
         self.packed: slice | None = None  # those whose rows are packed now
 

@@ -16,7 +16,7 @@ import triton
 from torch import Tensor
 
 from mast_ops._precision import kept
-from mast_ops.kernels.contract import Both, Contrast, Contrasted, ContrastGradients
+from mast_ops.kernels.contract import Both, Contrast, Contrasted, ContrastGradients, unit_of
 from mast_ops.kernels.triton import contrast_kernels as kernels
 from mast_ops.kernels.triton._launch import FEW, PARTS, launch, on, precision, split
 from mast_ops.kernels.triton._plan import Plan, Side
@@ -100,11 +100,10 @@ def fused(problem: Contrast, weights: tuple[float, float]) -> tuple[Both, Contra
 
 def _pull(plan: Plan, grads: Both, lse: Both, dtype: torch.dtype) -> "Pull":
     both_ways = plan.problem.both_ways
-    # Weights of the scores in half precision must neither vanish nor overflow: the largest loss weighs 4096.
     peak = grads[0].abs().amax(0)
     if both_ways:
         peak = torch.maximum(peak, grads[1].abs().amax(0))
-    unit = peak.float().clamp_min(1e-30) / 4096
+    unit = unit_of(peak)
     rows = Direction.of(plan, 0, grads[0] / unit, lse[0])
     other = rows if plan.problem.symmetric else None
     if both_ways:

@@ -6,13 +6,14 @@ Every launch goes through several masks: a program works under one of them, and 
 import triton
 import triton.language as tl
 
+from mast_ops.kernels.contract import LENGTH
+
 LOG2E: tl.constexpr = tl.constexpr(1.4426950408889634)
 _EPS: tl.constexpr = tl.constexpr(1e-12)  # that of F.normalize
 RANGE: tl.constexpr = tl.constexpr(64.0)
 """The largest inverse temperature at which exponentials need no maximum: exp(64) over a million candidates is finite,
 exp(-64) is a normal number. One exponential then serves anchors and candidates."""
-UNIT: tl.constexpr = tl.constexpr(16384.0)
-"""The length of packed rows, where 1 would do: float16 then holds what is 1e-8 of a row with all of its digits."""
+UNIT: tl.constexpr = tl.constexpr(LENGTH)  # of packed rows
 
 _kernel = triton.jit(
     # Views of tensors that hold one row a mask: not always aligned, and not worth a second kernel when they are.

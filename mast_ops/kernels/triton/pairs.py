@@ -14,7 +14,18 @@ import triton.language as tl
 from torch import Tensor
 
 from mast_ops.kernels.contract import Gap, Table
-from mast_ops.kernels.triton._launch import MANY, launch, on, pairs_launch, pooling, power, precision, readable, split
+from mast_ops.kernels.triton._launch import (
+    MANY,
+    Launch,
+    launch,
+    on,
+    pairs_launch,
+    pooling,
+    power,
+    precision,
+    readable,
+    split,
+)
 from mast_ops.kernels.triton._parts import added, all_left, leave, shared, write
 from mast_ops.kernels.triton._tiles import Likelihood, dense, in_dtype_of, new_like, product, read, read_masks
 from mast_ops.kernels.triton.gap_sums import gap_sums, gap_sums_backward
@@ -228,9 +239,13 @@ def _products_backward(
     _write_masks(g_masks, total, masks, parts, arrived, splits, rs, dims, R, D)
 
 
+def _tile(dtype: torch.dtype, table: Table) -> Launch:
+    return pairs_launch("pairs", dtype, len(table.masks)) if table.row is None else launch("pairs_own", dtype)
+
+
 def distance(gap: Gap, table: Table) -> Tensor:
     (n, d), r, row = gap.z0.shape, len(table.masks), table.row
-    tile = pairs_launch("pairs", gap.z0.dtype, r) if row is None else launch("pairs_own", gap.z0.dtype)
+    tile = _tile(gap.z0.dtype, table)
     tiles, shape = triton.cdiv(n, tile.rows), (n, r) if row is None else (n,)
     splits, span = split(d, tile.columns, tiles, MANY)
     (z0, z1), variance = readable(gap.z0, gap.z1), Likelihood.of(gap)
@@ -246,7 +261,7 @@ def distance(gap: Gap, table: Table) -> Tensor:
 
 def products(z0: Tensor, z1: Tensor, table: Table) -> tuple[Tensor, Tensor, Tensor]:
     (n, d), r, row = z0.shape, len(table.masks), table.row
-    tile = pairs_launch("pairs", z0.dtype, r) if row is None else launch("pairs_own", z0.dtype)
+    tile = _tile(z0.dtype, table)
     tiles, shape = triton.cdiv(n, tile.rows), (n, r) if row is None else (n,)
     splits, span = split(d, tile.columns, tiles, MANY)
     z0, z1 = readable(z0, z1)

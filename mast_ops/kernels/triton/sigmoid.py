@@ -9,7 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from mast_ops._precision import kept
-from mast_ops.kernels.contract import Contrast, ContrastGradients
+from mast_ops.kernels.contract import Contrast, ContrastGradients, unit_of
 from mast_ops.kernels.triton._launch import FEW, on, precision, split
 from mast_ops.kernels.triton._plan import Plan
 from mast_ops.kernels.triton.contrast import MOST_SPLITS, Direction, Pull
@@ -101,6 +101,6 @@ def fused(problem: Contrast, bias: Tensor, weight: float) -> tuple[Tensor, Tenso
 def _backward(problem: Contrast, bias: Tensor, grad: Tensor, dtype: torch.dtype) -> ContrastGradients:
     with on(problem.z0):
         plan = Plan(problem, bias)
-        unit = grad.abs().amax(0).float().clamp_min(1e-30) / 4096  # as in contrast's
+        unit = unit_of(grad.abs().amax(0))
         weight = (grad / unit).reshape(len(problem.z0), -1)[plan.anchors.order].T.contiguous()
         return Pull(plan, unit, (Direction(weight, weight), None), dtype).gradients()
