@@ -23,7 +23,7 @@ from benchmarks import machine
 from benchmarks.tables import number, revision, table
 from benchmarks.timing import Repeat, Sample, interleave
 from mast_ops import FactorizedViews, recipes
-from mast_ops._steps import local_name
+from mast_ops.views._steps import local_name
 
 BATCH = 64
 PAIRS = 12  # calls for one image in a repeat: more than a deck

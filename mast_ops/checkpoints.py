@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from mast_ops._checks import check_dense, check_is, check_masks, check_values
-from mast_ops._predictor import bound_log_variance
-from mast_ops._state import decode_state
+from mast_ops.head._predictor import bound_log_variance
+from mast_ops.head._state import decode_state
 from mast_ops.masks import masks_from_description
 from mast_ops.pairs import Granularity
 

@@ -10,8 +10,8 @@ from outputs import assert_same
 from torch import nn
 
 from mast_ops import BinaryMasks, MaskedSubspaceHead, NormalizedMasks, SubspaceOutput, SubspaceVICRegLoss
-from mast_ops._state import decode_state
-from mast_ops._widths import infer_width
+from mast_ops.head._state import decode_state
+from mast_ops.head._widths import infer_width
 from mast_ops.masks import MASKS
 
 NAMES = ["crop", "color", "blur"]

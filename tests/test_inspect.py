@@ -17,8 +17,8 @@ from torch import nn
 
 from mast_ops import MaskedSubspaceHead, SigmoidMasks
 from mast_ops.__main__ import main
-from mast_ops._state import decode_state
 from mast_ops.checkpoints import load_heads
+from mast_ops.head._state import decode_state
 from mast_ops.masks import MASKS, BinaryMasks
 
 NAMES = ["crop", "color", "blur"]

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-import mast_ops.views
+import mast_ops.views.factorized
 from mast_ops import FactorizedViews, ViewPair
 
 NAMES = ("crop", "color", "blur")
@@ -161,7 +161,7 @@ def test_shares_that_go_up_are_kept_to_whatever_rounding_does(monkeypatch, drawn
     for num in range(1, 40):
         weights = torch.full((num,), 1 / num, dtype=torch.float64)
         for times in (1, 3, 1000):
-            kind = mast_ops._shares.proportioned(weights, times * num, None)
+            kind = mast_ops.views._shares.proportioned(weights, times * num, None)
             assert torch.bincount(kind, minlength=num).tolist() == [times] * num
 
 
@@ -1163,6 +1163,6 @@ def test_albumentations_items():
 
 
 def test_docstring_example():
-    results = doctest.testmod(mast_ops.views)
+    results = doctest.testmod(mast_ops.views.factorized)
     assert results.attempted > 5
     assert results.failed == 0

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mast_ops._checks import warn_user
-from mast_ops._draws import Augmentation, copied, draw, same, seed_generators, states_of
-from mast_ops._images import check_rows
+from mast_ops.views._draws import Augmentation, copied, draw, same, seed_generators, states_of
+from mast_ops.views._images import check_rows
 
 _TRIALS = 8  # a hidden coin tossed once a call slips through with probability 2 ** -8
 _TRIAL_ROWS = 4  # of a batch: the first batch should not cost much more than the others

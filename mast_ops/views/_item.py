@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from typing import Any
 
-from mast_ops._draws import alike, copied, draw
-from mast_ops._images import check_item
-from mast_ops._redraws import redrawn
-from mast_ops._steps import Step, of_local_views
-from mast_ops._trials import Trials
+from mast_ops.views._draws import alike, copied, draw
+from mast_ops.views._images import check_item
+from mast_ops.views._redraws import redrawn
+from mast_ops.views._steps import Step, of_local_views
+from mast_ops.views._trials import Trials
 
 
 def views_of_item(x: Any, steps: Sequence[Step[bool]], trials: Trials) -> list[Any]:

@@ -4,7 +4,7 @@ from typing import Generic, NamedTuple, TypeVar
 
 from torch import Tensor
 
-from mast_ops._draws import Augmentation
+from mast_ops.views._draws import Augmentation
 
 Which = TypeVar("Which", Tensor, bool)  # bool of shape (N,) on the CPU for a batch, and one bool for one image
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from mast_ops._checks import check_names, warn_user
-from mast_ops._draws import (
+from mast_ops.views._draws import (
     Augmentation,
     alike,
     applied,

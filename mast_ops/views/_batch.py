@@ -11,11 +11,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mast_ops._draws import drawn
-from mast_ops._images import check_rows
-from mast_ops._redraws import redraw_rows
-from mast_ops._steps import Step, of_local_views
-from mast_ops._trials import Trials
+from mast_ops.views._draws import drawn
+from mast_ops.views._images import check_rows
+from mast_ops.views._redraws import redraw_rows
+from mast_ops.views._steps import Step, of_local_views
+from mast_ops.views._trials import Trials
 
 
 def views_of_batch(x: Tensor, steps: Sequence[Step[Tensor]], trials: Trials) -> list[Tensor]:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mast_ops._state import decode_state, difference, encode_state
+from mast_ops.head._state import decode_state, difference, encode_state
 
 _WRITTEN = (
     "; a loader has written its weights into this head already, in place. "

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mast_ops._draws import alike, copied, draw
-from mast_ops._images import check_rows
-from mast_ops._steps import Step, Which
+from mast_ops.views._draws import alike, copied, draw
+from mast_ops.views._images import check_rows
+from mast_ops.views._steps import Step, Which
 
 REDRAWS = 32  # what acts in a tenth of its calls then gives two equal views once in 600 times
 _SHARE = 8  # a round may redraw this part of a batch,

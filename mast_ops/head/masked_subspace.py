@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from mast_ops._checks import check_choice, check_count, check_embedding, check_is, check_names, shown
-from mast_ops._identity import Identity
-from mast_ops._predictor import Predictor
 from mast_ops._untrained import check_averaged, watch
-from mast_ops._widths import infer_width
+from mast_ops.head._identity import Identity
+from mast_ops.head._predictor import Predictor
+from mast_ops.head._widths import infer_width
 from mast_ops.kinds import check_kinds
 from mast_ops.masks import MaskParameterization, describe_masks, make_masks
 from mast_ops.output import SubspaceOutput, Word

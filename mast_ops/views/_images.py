@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mast_ops._draws import devices_of, is_image
+from mast_ops.views._draws import devices_of, is_image
 
 
 def check_input(x: Any, batched: bool) -> None:

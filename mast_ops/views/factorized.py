@@ -14,16 +14,16 @@ from torch import Tensor, nn
 from torch._compile import _disable_dynamo
 from torch.utils.data import get_worker_info
 
-from mast_ops._batch_views import views_of_batch
 from mast_ops._checks import check_count, check_flag, check_names
-from mast_ops._compose import take_apart
-from mast_ops._draws import Augmentation, draw, outer_states_kept
-from mast_ops._images import check_input
-from mast_ops._item_views import views_of_item
-from mast_ops._shares import checked_shares, proportioned
-from mast_ops._steps import Step, Which, local_name
-from mast_ops._trials import Trials
 from mast_ops.kinds import kinds_of, names_of_kinds, with_further
+from mast_ops.views._batch import views_of_batch
+from mast_ops.views._compose import take_apart
+from mast_ops.views._draws import Augmentation, draw, outer_states_kept
+from mast_ops.views._images import check_input
+from mast_ops.views._item import views_of_item
+from mast_ops.views._shares import checked_shares, proportioned
+from mast_ops.views._steps import Step, Which, local_name
+from mast_ops.views._trials import Trials
 
 
 class ViewPair(NamedTuple):
