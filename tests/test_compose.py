@@ -95,7 +95,8 @@ def test_kornia_batch():
     assert float(view0.min()) < -1
 
 
-def test_albumentations():
+def test_albumentations(monkeypatch):
+    monkeypatch.setenv("NO_ALBUMENTATIONS_UPDATE", "1")
     albumentations = pytest.importorskip("albumentations")
     compose = albumentations.Compose(
         [
@@ -147,6 +148,16 @@ def test_called_by_name_with_a_generator_of_its_own():
     view0, view1, _ = views(np.ones((4, 4, 3)))
     assert view0.min() >= 6
     assert not np.array_equal(view0, view1)
+
+
+def test_a_step_with_functions_for_parts_has_its_own_name():
+    """The colour jitter of older albumentations keeps its four functions as `transforms`."""
+
+    class ColorJitter(OneOfAlbumentations):
+        transforms = (half, noise)
+
+    views = FactorizedViews.from_compose(Compose([ColorJitter(1.0), ColorJitter(2.0)]))
+    assert views.augmentations == ("color_jitter", "color_jitter_2")
 
 
 def noise(x):

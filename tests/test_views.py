@@ -1144,7 +1144,8 @@ def test_torchvision_items(v2, pil):
     assert_crop_and_brightness(pairs)
 
 
-def test_albumentations_items():
+def test_albumentations_items(monkeypatch):
+    monkeypatch.setenv("NO_ALBUMENTATIONS_UPDATE", "1")  # it asks the network for newer ones
     albumentations = pytest.importorskip("albumentations")
     views = FactorizedViews(
         {

@@ -4,6 +4,7 @@ import contextlib
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -181,7 +182,7 @@ def _random_on(steps: Sequence[Augmentation], image: Any) -> list[bool]:
 def _name(step: Any) -> str:
     """ "resized_crop" of RandomResizedCrop, and what is inside of RandomApply."""
     inside = getattr(step, "transforms", None) or getattr(getattr(step, "transform", None), "transforms", None)
-    if inside:
+    if inside and (len(inside) == 1 or not all(isinstance(child, FunctionType) for child in inside)):  # or its parts
         return "_".join(_name(child) for child in inside)
     if isinstance(step, Steps):
         return "_".join(_name(child) for child in step.steps)
