@@ -399,6 +399,29 @@ def test_transforms_are_right_or_refused_by_name(transform, size):
             TRANSFORMS[transform](lambda x, b=backend: total(x, b), z, other)
 
 
+@pytest.mark.parametrize("transform", TRANSFORMS)
+@pytest.mark.parametrize("compiled", ["what is in it", "it and what is in it"])
+def test_transforms_are_seen_by_a_compiler(transform, compiled):
+    """Whichever is inside the other, and in code that was compiled for a plain call before."""
+    z, other, masks, ids = torch.randn(40, 8), torch.randn(40, 8), torch.rand(3, 8), torch.arange(40)
+
+    def total(z, backend="auto"):
+        contrast = ops.contrast_mean(Contrast(z, other, masks, torch.tensor(3.0), ids, ids), backend=backend)
+        positive = Contrast(z, other, masks, torch.tensor(3.0), ids, ids)
+        energy = ops.off_diagonal(z, None, masks, backend=backend).sum()
+        return contrast + ops.sigmoid(positive, torch.tensor(0.0), backend=backend).mean() + energy
+
+    wanted = TRANSFORMS[transform](lambda x: total(x, "eager"), z, other)
+    torch._dynamo.reset()
+    if compiled == "what is in it":
+        inner = torch.compile(total, backend="aot_eager")
+        torch.testing.assert_close(inner(z), total(z))
+        got = TRANSFORMS[transform](inner, z, other)
+    else:
+        got = torch.compile(lambda x: TRANSFORMS[transform](total, x, other), backend="eager", fullgraph=True)(z)
+    torch.testing.assert_close(got, wanted)
+
+
 def test_scaled_loss_in_half_precision_does_not_vanish():
     """As under GradScaler: gradients made in the forward pass, before the scale is known, must not underflow."""
     z = (torch.randn(64, 32) * 100).half()

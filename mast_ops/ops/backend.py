@@ -62,7 +62,7 @@ def resolve(backend: Backend, operator: str, z: Tensor, held: int) -> Backend:
     """
     check_backend(backend)
     asked = _forced if backend == "auto" else backend
-    if not torch.compiler.is_compiling() and _transformed():
+    if _transformed():
         if asked in ("chunked", "triton", "compile"):
             raise ValueError(
                 f"backend: got {asked!r} inside torch.func or forward-mode differentiation, wanted 'eager', or 'auto', "
@@ -103,7 +103,7 @@ def resolve_kernels(backend: Backend, operator: str, z: Tensor, held: int) -> Ba
             f"backend: got {asked!r} with gather_distributed, wanted 'auto', 'chunked' or 'triton': "
             "all pairs over ranks have no plain formula"
         )
-    if not torch.compiler.is_compiling() and _transformed():
+    if _transformed():
         raise ValueError(
             "gather_distributed: got True inside torch.func or forward-mode differentiation, wanted False: "
             "all pairs over ranks have first gradients in reverse mode alone"
@@ -133,7 +133,13 @@ def widest(dtype: torch.dtype) -> int:
 def _transformed() -> bool:
     """Whether jvp, vmap, torch.func.grad and their like are at work: an operator that they do not know is silently a
     constant to some of them."""
-    return bool(torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0)
+    return forward_ad._current_level >= 0 or _inside_torch_func()
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _inside_torch_func() -> bool:
+    """Asked while torch.compile traces, which enters a transform as it meets it; code that is compiled anew in each."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def _with_kernel(operator: str) -> Backend:
