@@ -136,10 +136,13 @@ def _transformed() -> bool:
     return forward_ad._current_level >= 0 or _inside_torch_func()
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _inside_torch_func() -> bool:
     """Asked while torch.compile traces, which enters a transform as it meets it; code that is compiled anew in each."""
     return torch._C._functorch.peek_interpreter_stack() is not None
+
+
+# What torch.compiler.assume_constant_result does, but for an import of the whole compiler.
+_inside_torch_func._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _with_kernel(operator: str) -> Backend:
