@@ -91,7 +91,12 @@ class Pairs(NamedTuple):
     def rows(self) -> Tensor:
         """What pairs are seen through, (R, D), in the dtype that sums run in: the mask of every kind, or every mask."""
         masks = self.masks.to(wide(self.z0.dtype))
-        return masks if self.kind is None or self.kinds is None else masks_of_kinds(masks, self.kinds)
+        if self.kind is None:
+            return masks
+        masks = (
+            masks + (0 * masks.detach()).sum()
+        )  # NaN where one is not finite, were it the mask of what differs in no pair
+        return masks if self.kinds is None else masks_of_kinds(masks, self.kinds)
 
     def table(self) -> Table:
         """The same, and the row of each pair."""
@@ -105,7 +110,10 @@ class Pairs(NamedTuple):
         if self.uncertainty is None:
             return None
         (log_variance,) = widen(self.uncertainty.log_variance)
-        if self.uncertainty.granularity != "subspace" or self.kind is None or self.kinds is None:
+        if self.uncertainty.granularity != "subspace" or self.kind is None:
+            return log_variance
+        log_variance = log_variance + (0 * log_variance.detach()).sum()  # as of masks: a pair reads one column
+        if self.kinds is None:
             return log_variance
         return log_variance[:, None].masked_fill(~self.kinds, -torch.inf).logsumexp(2)
 

@@ -300,3 +300,14 @@ def test_weights_of_pairs_are_worked_out_once_in_a_call(loss, monkeypatch):
     out = SubspaceOutput(z0, masks, torch.randn(N, K, dtype=z0.dtype), KINDS, "subspace")
     loss(out, z1, kind=kind)
     assert len(calls) == 1
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_what_is_not_finite_has_no_rank_and_shows_in_a_reference(loss, bad):
+    out0, out1, kind = outputs("sample")
+    reference = out0.embedding.detach().clone()
+    reference[1, 2] = bad
+    assert functional.pair_difficulty(reference, out1.embedding.detach(), out0.masks.detach()).isnan().all()
+    make, _ = LOSSES[loss]
+    assert not make(difficulty_param=3.0)(out0, out1, kind=kind, reference=reference).isfinite()

@@ -43,7 +43,8 @@ def pair_difficulty(
         backend: What computes it, see :data:`mast_ops.ops.Backend`.
 
     Returns:
-        (N,) with ``kind``, else (N, K), strictly between 0 and 1, a constant. float64 for float64 input, else float32.
+        (N,) with ``kind``, else (N, K), strictly between 0 and 1, NaN where the loss is; a constant. float64 for
+        float64 input, else float32.
 
     Raises:
         ValueError, TypeError: The arguments disagree in shape, dtype or device, are empty or integer, ``kind`` is out
@@ -67,19 +68,19 @@ def pair_difficulty(
 def difficulty(pairs: Pairs, backend: Backend, temperature: float = TEMPERATURE) -> Tensor:
     """The same, of checked pairs; of this rank's batch alone."""
     with no_autocast(pairs.z0):
-        losses = _losses(pairs, backend, temperature)
+        losses = _losses(pairs, backend, temperature)  # 0 of one is NaN where it is: a rank would hide that
         place = torch.arange(len(losses), device=losses.device)
         if pairs.kind is None:
             order = losses.argsort(dim=0, stable=True)
             rank = torch.empty_like(order).scatter(0, order, place[:, None].expand_as(order))
-            return (rank.to(losses.dtype) + 0.5) / len(losses)
+            return (rank.to(losses.dtype) + 0.5) / len(losses) + 0 * losses
         order = losses.argsort(stable=True)
         order = order[pairs.kind[order].argsort(stable=True)]  # by kind, and by loss in each
         position = torch.empty_like(order).scatter(0, order, place)
         num_kinds = len(pairs.masks if pairs.kinds is None else pairs.kinds)
         count = F.one_hot(pairs.kind, num_kinds).sum(dim=0)
         first = count.cumsum(0) - count
-        return ((position - first[pairs.kind]).to(losses.dtype) + 0.5) / count[pairs.kind]
+        return ((position - first[pairs.kind]).to(losses.dtype) + 0.5) / count[pairs.kind] + 0 * losses
 
 
 def _losses(pairs: Pairs, backend: Backend, temperature: float = TEMPERATURE) -> Tensor:
@@ -104,7 +105,8 @@ def prediction_of_harder_view(view0: Pairs, view1: Pairs, run: Run) -> Tensor:
     with no_autocast(view0.z0):
         with torch.no_grad():
             losses0, losses1 = (_losses(view, run.backend) for view in (view0, view1))
-            harder = (1 + (losses0 - losses1).sign()) / 2
+            difference = losses0 - losses1
+            harder = (1 + difference.sign()) / 2 + 0 * difference  # the sign of NaN is 0
         loss = F.binary_cross_entropy_with_logits(doubt0 - doubt1, harder.to(doubt0.dtype))
     return run.mean(loss, len(view0.z0))
 
