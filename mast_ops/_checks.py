@@ -9,12 +9,14 @@ import math
 import numbers
 import sys
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, KeysView, Sequence, Set
 from types import UnionType
 
 import torch
 from torch import Tensor
 
+_MOST = 2**63 - 1  # what torch counts to
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -78,8 +80,14 @@ def check_dense(name: str, tensor: Tensor) -> None:
     """Strided, no nest of tensors, and of a dtype that arithmetic takes: float16, bfloat16, float32 or float64."""
     if tensor.is_nested or tensor.layout != torch.strided:
         raise TypeError(f"{name}: got {'nested' if tensor.is_nested else tensor.layout}, wanted a dense tensor")
-    if tensor.is_floating_point() and tensor.dtype not in _FLOATS:
+    if tensor.is_quantized or (tensor.is_floating_point() and tensor.dtype not in _FLOATS):
         raise TypeError(f"{name}: got dtype {tensor.dtype}, wanted float16, bfloat16, float32 or float64")
+
+
+def check_dtype(name: str, dtype: torch.dtype) -> None:
+    """One that arithmetic takes: float16, bfloat16, float32 or float64."""
+    if dtype not in _FLOATS:
+        raise TypeError(f"{name}: got {dtype}, wanted float16, bfloat16, float32 or float64")
 
 
 def check_floats(name: str, tensor: Tensor) -> None:
@@ -215,7 +223,11 @@ def check_count(name: str, value: int, least: int = 1) -> int:
         raise TypeError(f"{name}: got {shown(value)}, wanted a whole number >= {least}")
     if value < least:
         raise ValueError(f"{name}: got {value}, wanted at least {least}")
-    return value if isinstance(value, int | torch.SymInt) else int(value)
+    if isinstance(value, torch.SymInt):
+        return value
+    if value > _MOST:
+        raise ValueError(f"{name}: got {shown(value)}, wanted at most {_MOST}")
+    return int(value)
 
 
 def check_flag(name: str, value: bool) -> None:
@@ -249,7 +261,7 @@ def check_names(name: str, names: Iterable[str]) -> tuple[str, ...]:
             raise TypeError(f"{name}: got {shown(entry)} among the names, wanted strings")
         if not entry.strip():
             raise ValueError(f"{name}: got {entry!r} among the names, wanted non-empty strings")
-    repeated = sorted({entry for entry in entries if entries.count(entry) > 1})
+    repeated = sorted(entry for entry, times in Counter(entries).items() if times > 1)
     if repeated:
         raise ValueError(f"{name}: got {', '.join(map(repr, repeated))} more than once, wanted unique names")
     return entries

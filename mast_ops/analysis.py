@@ -145,6 +145,7 @@ def relations(explained: Tensor) -> Tensor:
             [-1., -1.,  1.]])
     """
     check_masks(explained, name="explained")
+    check_values("explained", explained)
     values = exact(explained)
     if bool((values < 0).any()):
         raise ValueError(f"explained: got {float(values.min())} among its entries, wanted numbers >= 0")

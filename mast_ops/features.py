@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from mast_ops._checks import check_is
+from mast_ops._checks import check_embedding, check_is
 from mast_ops.head import MaskedSubspaceHead
 
 
@@ -79,6 +79,7 @@ class SubspaceFeatures(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         embedding: Tensor = self.projector(self.backbone(x))
+        check_embedding("projector's output", embedding)
         return embedding.index_select(1, self._dimensions) * self.weight
 
     def train(self, mode: bool = True) -> "SubspaceFeatures":

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from mast_ops._checks import check_is
 from mast_ops._precision import exact
 from mast_ops.analysis import _folded, closedness, closing_sets, mask_overlap
 from mast_ops.checkpoints import StoredHead
@@ -25,6 +26,7 @@ def describe(head: StoredHead, *, threshold: float = 0.5) -> dict[str, Any]:
 
     Source: ours.
     """
+    check_is("head", head, StoredHead, "a StoredHead, as load_heads gives it")
     found = closing_sets(head.masks, threshold=threshold)
     return {
         "subspaces": list(head.subspaces),

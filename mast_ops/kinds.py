@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mast_ops._checks import check_dense, check_index, values_are_free
+from mast_ops._checks import check_count, check_dense, check_index, check_names, check_values, values_are_free
 
 CHOICES = ("single", "all", "mixed", "all_but_one")
 
@@ -126,6 +126,7 @@ def kinds_of(pairs: Any, num_augmentations: int) -> tuple[Tensor, Tensor]:
         >>> kinds_of([[True, True, False], [False, False, True]], 3)[1].tolist()
         [0.5, 0.5]
     """
+    check_count("num_augmentations", num_augmentations)
     with torch.device("cpu"):  # whatever torch.set_default_device says
         if isinstance(pairs, str):
             return _named(pairs, num_augmentations)
@@ -145,12 +146,16 @@ def names_of_kinds(kinds: Tensor, augmentations: Sequence[str]) -> tuple[str, ..
         augmentations: K names.
 
     Raises:
-        ValueError: two kinds get one name, as with augmentations "a", "b" and "a+b".
+        ValueError: two kinds get one name, as with augmentations "a", "b" and "a+b"; or the names or the table are
+            none.
+        TypeError: the same, by their types.
 
     Example:
         >>> names_of_kinds(kinds_of(0.5, 3)[0], ("crop", "color", "blur"))
         ('crop', 'color', 'blur', 'crop+color', 'crop+blur', 'color+blur', 'all')
     """
+    augmentations = check_names("augmentations", augmentations)
+    check_kinds(kinds, len(augmentations))
     names = tuple(
         "all" if all(row) and len(row) > 1 else "+".join(augmentations[k] for k, differs in enumerate(row) if differs)
         for row in kinds.tolist()
@@ -221,6 +226,7 @@ def _by_probability(p: float, num_augmentations: int) -> tuple[Tensor, Tensor]:
 def _table(pairs: Any) -> Tensor:
     wanted = "a name, a probability, or a boolean table (S, K)"
     if isinstance(pairs, Tensor):
+        check_values("pairs", pairs)
         return pairs.detach().cpu().clone()
     is_array = hasattr(pairs, "__array__") and getattr(pairs, "shape", ()) != ()  # a NumPy scalar is no table
     if not is_array and (not isinstance(pairs, Sequence) or isinstance(pairs, bytes | bytearray)):

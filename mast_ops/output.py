@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree
 
+from mast_ops._checks import check_count, check_dtype, shown
 from mast_ops.masks import MaskParameterization
 from mast_ops.pairs import Granularity
 
@@ -44,6 +45,9 @@ class SubspaceOutput(NamedTuple):
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
         """``Tensor.to`` on every tensor; a dtype is for the floating-point ones."""
+        for given in (*args, *kwargs.values()):
+            if isinstance(given, torch.dtype):
+                check_dtype("dtype", given)
         out = self._map("to", *args, **kwargs)
         return out if self.kinds is None else out._replace(kinds=self.kinds.to(out.embedding.device))
 
@@ -54,12 +58,17 @@ class SubspaceOutput(NamedTuple):
     def chunk(self, chunks: int, dim: int = 0) -> tuple[Self, ...]:
         """As ``Tensor.chunk`` on the samples: ``out0, out1 = head(torch.cat([view0, view1])).chunk(2)``."""
         _check_samples(dim)
-        return self._with(self.embedding.chunk(chunks))
+        return self._with(self.embedding.chunk(check_count("chunks", chunks)))
 
     def split(self, split_size: int | list[int], dim: int = 0) -> tuple[Self, ...]:
         """As ``Tensor.split`` on the samples: ``head(torch.cat([view0, view1])).split(len(view0))``."""
         _check_samples(dim)
-        return self._with(torch.split(self.embedding, split_size))
+        if isinstance(split_size, list | tuple):
+            sizes, num = [check_count("split_size", size, 0) for size in split_size], len(self.embedding)
+            if sum(sizes) != num:
+                raise ValueError(f"split_size: got {split_size} with a sum of {sum(sizes)}, wanted {num}, the samples")
+            return self._with(torch.split(self.embedding, sizes))
+        return self._with(torch.split(self.embedding, check_count("split_size", split_size)))
 
     @classmethod
     def __torch_function__(cls, func: Callable[..., Any], *_: Any) -> NoReturn:
@@ -97,8 +106,8 @@ View = Tensor | SubspaceOutput
 
 
 def _check_samples(dim: int) -> None:
-    if dim != 0:
-        raise ValueError(f"dim: got {dim}, wanted 0, the samples: masks are of whole embeddings")
+    if type(dim) is not int or dim != 0:
+        raise ValueError(f"dim: got {shown(dim)}, wanted 0, the samples: masks are of whole embeddings")
 
 
 class Word(str):

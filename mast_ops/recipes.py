@@ -22,7 +22,7 @@ def make_views(name: str, size: int = 224, **options: Any) -> FactorizedViews:
     Args:
         name: "simclr", "byol" or "vicreg".
         size: of the views, in pixels; 224. Up to 32 pixels SimCLR has no blur and half the jitter, as for CIFAR-10.
-        options: pairs, weights and generator of :class:`mast_ops.FactorizedViews`.
+        options: pairs, weights, generator and those of more views, as in :class:`mast_ops.FactorizedViews`.
 
     Returns:
         Views with the augmentations "crop", "flip", "color", "gray", "blur" and, but for SimCLR, "solarize". They take
@@ -38,6 +38,8 @@ def make_views(name: str, size: int = 224, **options: Any) -> FactorizedViews:
     """
     check_choice("name", name, tuple(_RECIPES))
     check_count("size", size)
+    if made := {"augmentations", "finalize"} & options.keys():
+        raise TypeError(f"{min(made)}: got one beside a recipe, which has its own; wanted FactorizedViews itself")
     try:
         import torch
         from torchvision.transforms import v2

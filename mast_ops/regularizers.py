@@ -30,7 +30,7 @@ class MaskRegularizer(nn.Module, ABC):
 
     def __radd__(self, other: int) -> "MaskRegularizer":
         """``sum([...])`` starts from 0."""
-        if other != 0:
+        if not isinstance(other, int | float) or other != 0:
             raise TypeError(f"other: got {shown(other)}, wanted a regularizer of masks")
         return self
 

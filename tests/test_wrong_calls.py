@@ -3,20 +3,24 @@
 A new name, or an argument of a new kind, joins the tables below by itself or fails here.
 """
 
+import copy
 import inspect
+import re
 import warnings
 from collections.abc import Callable, Iterator
 from types import UnionType
 from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
 
 import matplotlib.pyplot as plt
+import numpy
 import pytest
 import torch
 from torch import Tensor, nn
 
 import mast_ops
 import mast_ops.functional as MF
-from mast_ops import analysis, checkpoints, masks, plots
+from mast_ops import analysis, checkpoints, inspection, masks, plots, recipes
+from mast_ops.kinds import kinds_of, names_of_kinds
 from mast_ops.losses._base import SubspaceLoss
 from mast_ops.regularizers import MaskRegularizer, MaskRegularizerSum
 
@@ -141,11 +145,17 @@ def spoilt_tensors(x: Tensor) -> Iterator[tuple[str, object]]:
             yield "nested", torch.nested.nested_tensor([x, x])
         yield "jagged", torch.nested.nested_tensor([x, x], layout=torch.jagged)
         yield "a scalar", x.flatten()[0]
+        if x.dim() == 2:
+            with warnings.catch_warnings(action="ignore"):
+                yield "compressed rows", x.to_sparse_csr()
     if x.is_floating_point():
         yield "whole numbers", x.long()
         yield "flags", x > 0
+        yield "float8", x.to(torch.float8_e8m0fnu)
+        with warnings.catch_warnings(action="ignore"):
+            yield "quantized", torch.quantize_per_tensor(x, 0.1, 0, torch.qint8)
         if x.dim():
-            yield "float8", x.to(torch.float8_e4m3fn)
+            yield "float8 of signs", x.to(torch.float8_e4m3fn)
     else:
         yield "floats", x.float()
         yield "bytes", x.to(torch.uint8)
@@ -157,7 +167,7 @@ def spoilt_tensors(x: Tensor) -> Iterator[tuple[str, object]]:
 
 SCALARS = [None, "1", b"1", 1j, [1.0], (), {}, Thing(), torch.ones(2), float, "nan"]
 NUMBERS = [*SCALARS, True, NAN, INF, -INF, -1.0, 10**400]
-COUNTS = [*SCALARS, True, NAN, INF, 2.5, 0, -1]
+COUNTS = [*SCALARS, True, NAN, INF, 2.5, 0, -1, 10**400]
 FLAGS = [None, "yes", "", 1, 0, 0.0, [True], Thing(), torch.tensor(True)]
 CHOICES = [None, "nonsense", "", 1, True, [], ("mean",), Thing(), b"mean"]
 PLACES = [None, 1, "nonsense", [], Thing(), torch.ones(2)]
@@ -209,7 +219,8 @@ def spoilt(call: Call, parameter: inspect.Parameter, valid: dict[str, Any]) -> I
     for what, value in values:
         if value is None and optional:
             continue
-        if tensor_or_number and (what == "a number" or (isinstance(value, Tensor) and value.numel() == 1)):
+        one = isinstance(value, Tensor) and what not in ("float8", "quantized") and value.numel() == 1
+        if tensor_or_number and (what == "a number" or one):
             continue
         if isinstance(value, str) and any(get_origin(k) is Literal and value in get_args(k) for k in _kinds(parameter)):
             continue
@@ -322,6 +333,18 @@ def test_modules_that_are_none_are_refused():
             mast_ops.param_groups(*modules, lr=0.1)
 
 
+def _real(x: Any) -> bool:
+    """Of a dtype and layout that images come in."""
+    return (
+        isinstance(x, Tensor)
+        and not x.is_nested
+        and x.layout == torch.strided
+        and x.dim() == 4
+        and len(x) > 0
+        and (x.is_complex() or x.dtype in (torch.float32, torch.int64, torch.bool))
+    )
+
+
 LOSSES = [name for name in mast_ops.__all__ if name.endswith("Loss") and name != "MultiViewLoss"]
 
 
@@ -340,21 +363,162 @@ def test_a_kind_that_no_name_says_is_told_its_name(name):
 
 HEAD = mast_ops.MaskedSubspaceHead(nn.Linear(H, D), NAMES, uncertainty="subspace")
 VIEWS = mast_ops.FactorizedViews({name: lambda x: x + torch.rand(len(x), 1, 1, 1) for name in NAMES}, batched=True)
+ITEM_VIEWS = mast_ops.FactorizedViews({name: lambda x: x + torch.rand(x.shape) for name in NAMES})
+TWO = nn.Sequential(*({type("Random" + name, (nn.Module,), {"forward": lambda _, x: x + torch.rand(len(x), 1, 1, 1)})()
+                       for name in ("Shift", "Shade")}))  # fmt: skip
+ALLOCATED = masks.AllocatedMasks(K, D)
+OUT = HEAD(torch.randn(N, H))
+TWO_TERMS = mast_ops.MaskCoverage() + mast_ops.MaskOverlap()
+STORED = checkpoints.StoredHead(tuple(NAMES), torch.rand(K, D), "own", {}, None, None, None, False)
 THINGS = [None, 3, "nonsense", b"x", 2.5, True, Thing(), ["crop"], {}]
-METHODS = {
-    "h": (HEAD, THINGS),
-    "subspace": (HEAD.subspace_index, [None, "x", 2.5, True, -1, K, Thing(), [], torch.tensor(0)]),
-    "embedding": (lambda x: HEAD.features(x, free_of=0), THINGS),
-    "subspaces": (HEAD.with_subspaces, [None, "crop", [], ["x"], [1], {"crop"}, 2.5, Thing()]),
-    "new": (lambda x: HEAD.with_subspaces(["crop"], new=x), [None, 1, "crop", ["x"], ["crop"], [[]], Thing()]),
-    "rows": (HEAD.masks.select, [None, 1, "x", [], [True], [2.5], ["x"], [-1], [K], Thing()]),
-    "x": (VIEWS, [*THINGS, torch.zeros(2, 3), torch.zeros(0, 3, 4, 4)]),
+known = tensors()
+PICTURES = torch.rand(2, 3, 4, 4)
+
+
+def tensors_like(name: str) -> list[Any]:
+    return [value for _, value in spoilt_tensors(known[name])]
+
+
+def with_field(name: str) -> Callable[[Any], Any]:
+    """A loss of an output that has something else in this field."""
+    return lambda x: mast_ops.SubspaceVICRegLoss()(OUT._replace(**{name: x}), OUT)
+
+
+def monitor(**options: Any) -> Any:
+    from mast_ops.lightning import SubspaceMonitor
+
+    return SubspaceMonitor(**options)
+
+
+METHODS: dict[str, tuple[Callable[[Any], Any], list[Any]]] = {
+    "head: h": (HEAD, THINGS),
+    "subspace_index: subspace": (HEAD.subspace_index, [None, "x", 2.5, True, -1, K, Thing(), [], torch.tensor(0)]),
+    "features: embedding": (
+        lambda x: HEAD.features(x, free_of=0),
+        [*THINGS, *tensors_like("z"), known["z"].to("meta")],
+    ),
+    "features_weight: masks": (lambda x: HEAD.features_weight(x, free_of=0), tensors_like("masks")),
+    "with_subspaces: subspaces": (HEAD.with_subspaces, [None, "crop", [], ["x"], [1], {"crop"}, 2.5, Thing()]),
+    "with_subspaces: new": (
+        lambda x: HEAD.with_subspaces(["crop"], new=x),
+        [None, 1, "crop", ["x"], ["crop"], [[]], Thing()],
+    ),
+    "with_subspaces: kinds": (
+        lambda x: HEAD.with_subspaces(["crop", "noise", "blur"], new=["noise"], kinds=x),
+        [*tensors_like("kinds"), torch.eye(K, dtype=torch.bool, device="meta")],
+    ),
+    "select: rows": (HEAD.masks.select, [None, 1, "x", [], [True], [2.5], ["x"], [-1], [K], Thing()]),
+    "observe: explained": (ALLOCATED.observe, [None, *tensors_like("explained"), known["explained"].to("meta")]),
+    "observe: weight": (
+        lambda x: ALLOCATED.observe(known["explained"], x),
+        [value for what, value in spoilt_tensors(torch.ones(K))] + [torch.ones(K, device="meta")],
+    ),
+    "observe: gathered": (lambda x: ALLOCATED.observe(known["explained"], gathered=x), FLAGS),
+    "views: x": (
+        VIEWS,
+        [
+            *THINGS,
+            torch.zeros(2, 3),
+            torch.zeros(0, 3, 4, 4),
+            *(x for _, x in spoilt_tensors(PICTURES) if not _real(x)),
+        ],
+    ),
+    "views of an item: x": (
+        ITEM_VIEWS,
+        [*THINGS, torch.tensor(1.0), PICTURES, PICTURES[0].to_sparse(), numpy.array(["a"]), numpy.zeros((0, 3))],
+    ),
+    "from_compose: image": (
+        lambda x: mast_ops.FactorizedViews.from_compose(TWO, image=x, batched=True),
+        [3, "x", [], torch.zeros(3), torch.zeros(0, 3, 4, 4), Thing()],
+    ),
+    "weights of views: weights": (
+        lambda x: mast_ops.FactorizedViews({"a": lambda x: x}, pairs="all", weights=x),
+        [[True], torch.ones(1, dtype=torch.bool), torch.ones(1).to_sparse(), torch.ones(1, device="meta"), [NAN], [0]],
+    ),
+    "kinds_of: pairs": (lambda x: kinds_of(x, K), [*PLACES, True, NAN, torch.eye(K, dtype=torch.bool, device="meta")]),
+    "kinds_of: num_augmentations": (lambda x: kinds_of("mixed", x), COUNTS),
+    "names_of_kinds: kinds": (lambda x: names_of_kinds(x, NAMES), tensors_like("kinds")),
+    "names_of_kinds: augmentations": (lambda x: names_of_kinds(known["kinds"], x), [None, 1, "abc", [], [1, 2, 3]]),
+    "make_views: name": (recipes.make_views, CHOICES),
+    "make_views: size": (lambda x: recipes.make_views("simclr", x), COUNTS),
+    "make_views: finalize": (lambda x: recipes.make_views("simclr", finalize=x), [None, nn.Identity()]),
+    "describe: head": (inspection.describe, [None, 1, "x", HEAD, Thing()]),
+    "describe: threshold": (lambda x: inspection.describe(STORED, threshold=x), NUMBERS),
+    "monitor: every_n_steps": (lambda x: monitor(every_n_steps=x), COUNTS),
+    "monitor: pictures": (lambda x: monitor(pictures=x), FLAGS),
+    "chunk: chunks": (OUT.chunk, COUNTS),
+    "chunk: dim": (lambda x: OUT.chunk(2, x), [None, "x", 1, -1, True, False, torch.ones(2)]),
+    "split: split_size": (OUT.split, [*COUNTS, [N, 1], [-1, N + 1], [2.5, 3.5], ["x"]]),
+    "to: dtype": (OUT.to, [torch.int64, torch.bool, torch.complex64, torch.float8_e4m3fn]),
+    "a sum's weights: weights": (
+        lambda x: setattr(TWO_TERMS, "weights", x),
+        [None, 1, "ab", [1.0], [1.0, NAN], [1.0, "x"], [1.0, True], Thing(), torch.ones(2)],
+    ),
+    "a term's weight: weights": (lambda x: TWO_TERMS.weights.__setitem__(0, x), NUMBERS),
+    "times: weight": (lambda x: mast_ops.MaskL1() * x, NUMBERS),
+    "plus: other": (lambda x: mast_ops.MaskL1() + x, [*THINGS, torch.ones(2)]),
+    "plus, from the right: other": (lambda x: x + mast_ops.MaskL1(), [*THINGS, torch.ones(2), nn.Linear(1, 1)]),
+    "multi view: outs": (
+        lambda x: mast_ops.MultiViewLoss(mast_ops.SubspaceVICRegLoss())(x, masks=known["masks"]),
+        [None, *THINGS, known["z"], [known["z"]], OUT],
+    ),
+    **{
+        f"a loss's output: {name}": (with_field(name), values)
+        for name, values in {
+            "embedding": tensors_like("z"),
+            "masks": [None, *tensors_like("masks")],
+            "log_variance": tensors_like("log_variance"),
+            "kinds": tensors_like("kinds"),
+            "granularity": CHOICES,
+            "observer": [1, "x", Thing(), nn.Linear(1, 1)],
+            "knows_kinds": [None, 1, 0, [True], Thing(), torch.tensor(True)],
+        }.items()
+    },
+}
+ALSO_OF_OUTPUTS = {
+    "embedding": ("z0", "z1", "out0", "log_variance"),
+    "log_variance": ("log_variance0", "log_variance1"),
 }
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_wrong_calls_of_methods_are_refused_by_name(name):
     method, values = METHODS[name]
+    argument = name.rpartition(" ")[2]
+    names = (argument, f"out0.{argument}", f"out1.{argument}", *ALSO_OF_OUTPUTS.get(argument, ()))
+    wanted = rf"^({'|'.join(map(re.escape, names))})\b"
     for value in values:
-        with pytest.raises((TypeError, ValueError), match=rf"^{name.removesuffix('s')}s?\b"):
+        before = torch.get_rng_state()
+        with warnings.catch_warnings(action="ignore"), pytest.raises((TypeError, ValueError), match=wanted):
             method(value)
+        assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_batch_in_a_dictionary_is_told_its_entry():
+    """As data sets of Hugging Face give it, or a pair of images and labels."""
+    batch = {"label": torch.zeros(2), "image": PICTURES}
+    with pytest.raises(
+        TypeError, match=r"^x: got dict, wanted .*; its entry 'image' is one: views\(batch\['image'\]\)$"
+    ):
+        VIEWS(batch)
+    with pytest.raises(TypeError, match=r"its entry 0 is one: views\(batch\[0\]\)$"):
+        VIEWS([PICTURES, torch.zeros(2)])
+    with pytest.raises(TypeError, match=r"its entry 'image' is one"):
+        ITEM_VIEWS({"index": torch.zeros(1), "image": PICTURES[0]})
+    with pytest.raises(TypeError, match=r"batched=False for one image$"):
+        VIEWS({"label": 3})
+
+
+@pytest.mark.parametrize(("own", "stored"), [(0, (8, D)), ((8, D), 0), ((8, D), (4, D))])
+def test_a_checkpoint_of_another_memory_bank_names_its_argument(own, stored):
+    loss, other = (mast_ops.SubspaceNTXentLoss(memory_bank_size=size) for size in (own, stored))
+    got = "no bank" if stored == 0 else re.escape(f"a bank of {stored}")
+    wanted = "none" if own == 0 else re.escape(f"one of {own}")
+    with pytest.raises(
+        RuntimeError, match=f"memory_bank_size: got a checkpoint with {got}, wanted {wanted}, as this loss"
+    ):
+        nn.ModuleDict({"loss": loss}).load_state_dict(nn.ModuleDict({"loss": other}).state_dict())
+    if 0 in (own, stored):
+        loss.load_state_dict(other.state_dict(), strict=False)
+    loss.load_state_dict(loss.state_dict())
+    copy.deepcopy(loss).load_state_dict(loss.state_dict())

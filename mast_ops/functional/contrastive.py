@@ -7,11 +7,13 @@ from torch import Tensor
 from mast_ops import ops
 from mast_ops._checks import (
     check_choice,
+    check_dense,
     check_embedding,
     check_flag,
     check_index,
     check_number,
     check_positive,
+    check_values,
     check_views,
     values_are_free,
 )
@@ -283,6 +285,8 @@ def check_scalar(name: str, x: float | Tensor) -> None:
             f"{name}: got a {x.dtype} tensor of shape {tuple(x.shape)}, "
             "wanted a float or a floating-point tensor of one element"
         )
+    else:
+        check_dense(name, x)
 
 
 def check_samples(
@@ -321,11 +325,13 @@ def problem_of(pairs: Pairs, inverse_temperature: Tensor, sample: Tensor) -> Con
     return Contrast(pairs.z0, None, pairs.rows(), inverse_temperature, sample, None, pairs.kind)
 
 
-def as_scalar(x: float | Tensor, z: Tensor) -> Tensor:
+def as_scalar(x: float | Tensor, z: Tensor, name: str = "temperature") -> Tensor:
     """Of no axes, in the dtype that sums over ``z`` run in, on its device."""
     dtype = wide(z.dtype)
     if not isinstance(x, Tensor):
         return torch.full((), x, dtype=dtype, device=z.device)
+    if not z.is_meta:
+        check_values(name, x)
     if x.device.type != "cpu" or z.device.type == "cpu":
         return x.reshape(()).to(z.device, dtype)
     # As an operand: for a copy of it to another device the CPU would wait.

@@ -79,8 +79,8 @@ def subspace_sigmoid(
     )
     if given is None:
         sample0 = sample1 = run.own_samples(len(z0), z0.device)
-    problem = problem_of(pairs, as_scalar(scale, z0), sample0)._replace(z1=z1, sample1=sample1)
-    return _sigmoid(problem, as_scalar(bias, z0), run, reduction)
+    problem = problem_of(pairs, as_scalar(scale, z0, "scale"), sample0)._replace(z1=z1, sample1=sample1)
+    return _sigmoid(problem, as_scalar(bias, z0, "bias"), run, reduction)
 
 
 def sigmoid(
@@ -88,8 +88,8 @@ def sigmoid(
 ) -> Tensor:
     """The same, of checked pairs: every first view against every second one."""
     sample = run.own_samples(len(pairs.z0), pairs.z0.device) if pairs.sample is None else pairs.sample
-    problem = problem_of(pairs, as_scalar(scale, pairs.z0), sample)._replace(z1=pairs.z1, sample1=sample)
-    return _sigmoid(problem, as_scalar(bias, pairs.z0), run, reduction)
+    problem = problem_of(pairs, as_scalar(scale, pairs.z0, "scale"), sample)._replace(z1=pairs.z1, sample1=sample)
+    return _sigmoid(problem, as_scalar(bias, pairs.z0, "bias"), run, reduction)
 
 
 def _sigmoid(problem: Contrast, bias: Tensor, run: Run, reduction: Reduction) -> Tensor:

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from mast_ops._checks import check_fraction, check_masks, values_are_free
+from mast_ops._checks import check_dense, check_fraction, check_masks, check_values, values_are_free
 from mast_ops._precision import no_autocast, widen
 
 _LOG_EPS = 1e-7  # keeps the slope of x log x finite at an exact 0 or 1
@@ -122,13 +122,17 @@ def mask_coverage(masks: Tensor, floor: float | Tensor = 0.5) -> Tensor:
         >>> mask_coverage(torch.tensor([[1.0, 0.0], [0.0, 0.2]]), floor=0.5)
         tensor(0.2000)
     """
+    check_masks(masks)
+    if isinstance(floor, Tensor):
+        check_dense("floor", floor)
+        if not masks.is_meta:
+            check_values("floor", floor)
     if not isinstance(floor, Tensor):
         check_fraction("floor", floor)
     elif floor.dim() != 0 or not floor.is_floating_point():
         raise TypeError(f"floor: got {floor.dtype} of shape {tuple(floor.shape)}, wanted a floating-point scalar")
     elif values_are_free(floor):
         check_fraction("floor", float(floor))
-    check_masks(masks)
     (masks,) = widen(masks)
     floor = floor.to(masks.dtype) if isinstance(floor, Tensor) else floor
     coverage = masks.mean(dim=1)

@@ -8,7 +8,16 @@ from typing import Any, Literal, NoReturn, Self
 import torch
 from torch import Tensor, nn
 
-from mast_ops._checks import check_choice, check_count, check_embedding, check_is, check_names, shown
+from mast_ops._checks import (
+    check_choice,
+    check_count,
+    check_embedding,
+    check_is,
+    check_masks,
+    check_names,
+    check_values,
+    shown,
+)
 from mast_ops._untrained import check_averaged, watch
 from mast_ops.head._identity import Identity
 from mast_ops.head._predictor import Predictor
@@ -109,6 +118,7 @@ class MaskedSubspaceHead(nn.Module):
             check_choice("uncertainty", uncertainty, GRANULARITIES)
         if kinds is not None:
             check_kinds(kinds, len(self.subspaces))
+            check_values("kinds", kinds)
         if input_dim is not None:
             check_count("input_dim", input_dim)
         dim = _width("output", output_dim, projector)
@@ -238,6 +248,8 @@ class MaskedSubspaceHead(nn.Module):
             if embedding.shape[1] != self.masks.dim:
                 raise ValueError(f"embedding: got shape {tuple(embedding.shape)}, wanted (N, {self.masks.dim})")
             masks, values = self.masks(), embedding
+            if embedding.device != masks.device:
+                raise ValueError(f"embedding: got device {embedding.device}, wanted {masks.device}, that of the masks")
         return values * self.features_weight(masks, keeping=keeping, free_of=free_of)
 
     def features_weight(
@@ -248,6 +260,9 @@ class MaskedSubspaceHead(nn.Module):
         free_of: str | int | Sequence[str | int] = (),
     ) -> Tensor:
         """What :meth:`features` weighs dimensions by, (D,), of masks (K, D)."""
+        check_masks(masks)
+        if len(masks) != len(self.subspaces):
+            raise ValueError(f"masks: got {len(masks)} rows, wanted {len(self.subspaces)}, one for each subspace")
         rows = {"keeping": self._indices("keeping", keeping), "free_of": self._indices("free_of", free_of)}
         named = [row for indices in rows.values() for row in indices]
         if not named:
@@ -304,7 +319,10 @@ class MaskedSubspaceHead(nn.Module):
             if name in self.subspaces or name not in names:
                 wanted = "a name that the head does not have" if name in self.subspaces else "one of subspaces"
                 raise ValueError(f"new: got {name!r}, wanted {wanted}")
-        rows = [None if name in new else self.subspace_index(name) for name in names]
+        rows = [None if name in new else self._index("subspaces", name) for name in names]
+        if kinds is not None:
+            check_kinds(kinds, len(names))
+            check_values("kinds", kinds)
         self._identity.check(self._describe)
         head = copy.deepcopy(self)
         head._identity = Identity()

@@ -8,7 +8,16 @@ import torch
 from torch import Tensor, nn
 
 from mast_ops import ops
-from mast_ops._checks import check_alike, check_flag, check_named, check_non_negative, warn_user
+from mast_ops._checks import (
+    check_alike,
+    check_dense,
+    check_flag,
+    check_is,
+    check_masks,
+    check_named,
+    check_non_negative,
+    warn_user,
+)
 from mast_ops._dials import Dial
 from mast_ops._untrained import warn_alone, watch
 from mast_ops.functional import combine_log_variance
@@ -18,7 +27,7 @@ from mast_ops.functional.uncertainty import pair_weights
 from mast_ops.losses._reference import Judged
 from mast_ops.masks import MaskParameterization
 from mast_ops.ops import Backend, check_backend
-from mast_ops.output import SubspaceOutput, View
+from mast_ops.output import SubspaceOutput, View, Word
 from mast_ops.pairs import Pairs, Uncertainty
 from mast_ops.run import Run
 
@@ -277,7 +286,9 @@ def observer_of(out0: View, out1: View) -> MaskParameterization | None:
 
 def _number(value: object) -> str:
     """Without the words around a learned temperature."""
-    return f"{value.item():.6g}" if isinstance(value, Tensor) else repr(value)
+    if isinstance(value, Tensor):
+        return "on the meta device" if value.is_meta else f"{value.item():.6g}"
+    return repr(value)
 
 
 def _weighted(weight: float | Tensor, value: Tensor) -> Tensor:
@@ -304,6 +315,8 @@ def pairs_of(
                 f"{name}: got a plain tuple of {len(out)}, wanted an embedding or a SubspaceOutput: "
                 "SubspaceOutput(*fields) makes one, and its chunk() and split() take samples where a slice takes fields"
             )
+        if isinstance(out, SubspaceOutput):
+            _check_output(name, out)
     views = [out for out in (out0, out1) if isinstance(out, SubspaceOutput)]
     if not views and masks is None:
         raise ValueError("masks: got None with plain tensors, wanted (K, D) masks or a MaskedSubspaceHead's outputs")
@@ -336,6 +349,17 @@ def pairs_of(
         uncertainty=_uncertainty(views),
         sample=sample,
     )
+
+
+def _check_output(name: str, out: SubspaceOutput) -> None:
+    """What is compared or asked before the pairs are checked; anybody can make an output, of anything."""
+    check_masks(out.masks, name=f"{name}.masks")
+    if out.kinds is not None:
+        check_is(f"{name}.kinds", out.kinds, Tensor, "a boolean tensor of shape (S, K)")
+        check_dense(f"{name}.kinds", out.kinds)
+    if out.observer is not None:
+        check_is(f"{name}.observer", out.observer, MaskParameterization, "a head's masks, or None")
+    check_is(f"{name}.knows_kinds", out.knows_kinds, bool | Word, "True or False")  # an exported head has words
 
 
 def _uncertainty(views: list[SubspaceOutput]) -> Uncertainty | None:

@@ -1,5 +1,7 @@
 """Embeddings of earlier batches, kept as further negatives."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -63,3 +65,31 @@ def check_memory_bank_size(size: object) -> tuple[int, int] | None:
         some = size if type(size) is int and size > 0 else "M"
         raise ValueError(f"memory_bank_size: got {shown(size)}, wanted 0 or ({some}, D), D the width of the embeddings")
     return None
+
+
+def say_other_bank(
+    loss: nn.Module,
+    state_dict: dict[str, Any],
+    prefix: str,
+    metadata: object,
+    strict: bool,
+    missing: list[str],
+    unexpected: list[str],
+    errors: list[str],
+) -> None:
+    """Says the argument that torch's words of keys and sizes mean, among them.
+
+    Whether loading is strict nobody tells a module. What is no more than missing or unexpected goes with those keys,
+    and so is no error where it is not.
+    """
+    stored, own = state_dict.get(f"{prefix}memory_bank.bank"), getattr(loss, "memory_bank", None)
+    size = tuple(stored.shape) if isinstance(stored, Tensor) else None
+    wanted = None if own is None else tuple(own.bank.shape)
+    if size == wanted:
+        return
+    where = errors if size and wanted else missing if wanted else unexpected
+    where.append(
+        f"memory_bank_size: got a checkpoint with {'no bank' if size is None else f'a bank of {size}'}, "
+        f"wanted {'none' if wanted is None else f'one of {wanted}'}, as this loss was made: make it with the same"
+        + ("" if size and wanted else ", or load with strict=False, which leaves the bank out")
+    )

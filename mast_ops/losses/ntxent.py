@@ -8,7 +8,7 @@ from mast_ops._dials import Dial
 from mast_ops.functional.contrastive import against_negatives, check_temperature, nt_xent
 from mast_ops.functional.uncertainty import weighted_mean
 from mast_ops.losses._base import SubspaceLoss, Terms
-from mast_ops.losses._memory import MemoryBank, check_memory_bank_size
+from mast_ops.losses._memory import MemoryBank, check_memory_bank_size, say_other_bank
 from mast_ops.ops import Backend
 from mast_ops.pairs import Pairs
 from mast_ops.run import Run
@@ -100,6 +100,7 @@ class SubspaceNTXentLoss(SubspaceLoss):
                 "gather_distributed: got True beside a memory bank, wanted False: a bank is of its own rank"
             )
         self.memory_bank = None if size is None else MemoryBank(size)
+        self.register_load_state_dict_pre_hook(say_other_bank)  # type: ignore[no-untyped-call]
 
     @override
     def __setattr__(self, name: str, value: Any) -> None:

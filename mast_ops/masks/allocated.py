@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from mast_ops import ops
-from mast_ops._checks import check_count, check_flag, check_fraction, check_share
+from mast_ops._checks import check_count, check_flag, check_floats, check_fraction, check_masks, check_share
 from mast_ops.masks.parameterization import MaskParameterization
 
 
@@ -135,11 +135,18 @@ class AllocatedMasks(MaskParameterization):
             gathered: Whether ``explained`` is of all ranks already.
 
         Raises:
-            ValueError: ``explained`` is not (K, D), or ``weight`` not (K,).
+            ValueError: ``explained`` is not (K, D), or ``weight`` not (K,), or elsewhere than the masks.
+            TypeError: One of them is no floating-point tensor, or ``gathered`` no bool.
         """
+        check_masks(explained, name="explained")
+        check_flag("gathered", gathered)
         if explained.shape != self.weight.shape:
             raise ValueError(f"explained: got shape {tuple(explained.shape)}, wanted {tuple(self.weight.shape)}")
         weight = torch.ones_like(explained[:, 0]) if weight is None else weight
+        check_floats("weight", weight)
+        for name, given in (("explained", explained), ("weight", weight)):
+            if given.device != self.weight.device:
+                raise ValueError(f"{name}: got device {given.device}, wanted {self.weight.device}, that of the masks")
         if weight.shape != explained.shape[:1]:
             raise ValueError(f"weight: got shape {tuple(weight.shape)}, wanted ({len(explained)},)")
         explained, weight = explained.to(self.explained.dtype), weight.to(self.explained.dtype)

@@ -102,17 +102,17 @@ class MaskParameterization(nn.Module, ABC):
         check_is("rows", rows, list | tuple | range, "a list of indices")
         if not rows:
             raise ValueError("rows: got none, wanted at least one")
+        for row in rows:
+            if row is not None and not check_count("rows", row, least=0) < self.num_subspaces:
+                raise ValueError(f"rows: got {row}, wanted 0 to {self.num_subspaces - 1}, or None")
         chosen = copy.deepcopy(self)
         chosen.make_weight(len(rows), self.dim)
         chosen.to(self.weight.device, self.weight.dtype)
         chosen.requires_grad_(self.weight.requires_grad)
         chosen.reset_parameters()  # a row that starts anew starts as its class has it
         for i, row in enumerate(rows):
-            if row is None:
-                continue
-            if not check_count("rows", row, least=0) < self.num_subspaces:
-                raise ValueError(f"rows: got {row}, wanted 0 to {self.num_subspaces - 1}, or None")
-            chosen.weight.data[i] = self.weight.data[row]
+            if row is not None:
+                chosen.weight.data[i] = self.weight.data[row]
         return chosen
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:

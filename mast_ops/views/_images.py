@@ -1,26 +1,48 @@
 """What goes into views and comes out of augmentations, checked: one image, or a batch of them."""
 
+import contextlib
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from mast_ops._checks import check_dense
 from mast_ops.views._draws import devices_of, is_image
 
 
-def check_input(x: Any, batched: bool) -> None:
+def check_input(x: Any, batched: bool, name: str = "x") -> None:
+    """What an augmentation can be called with; a batch of a dictionary says which entry it could be."""
     wanted = "one non-empty image (PIL, array or tensor up to (C, H, W)), or batched=True for a batch"
     if batched:
         wanted = "a non-empty tensor of shape (N, C, H, W), or batched=False for one image"
     if not (isinstance(x, Tensor) if batched else is_image(x)):
-        raise TypeError(f"x: got {type(x).__name__}, wanted {wanted}")
+        entry = _entry(x, batched)
+        inside = "" if entry is None else f"; its entry {entry!r} is one: views(batch[{entry!r}])"
+        raise TypeError(f"{name}: got {type(x).__name__}, wanted {wanted}{inside}")
+    if isinstance(x, Tensor):
+        check_dense(name, x)
+    elif getattr(getattr(x, "dtype", None), "kind", "f") not in "biufc":
+        raise TypeError(f"{name}: got an array of {x.dtype}, wanted one of numbers")
     shape = tuple(getattr(x, "shape", x.size))
-    if (len(shape) != 4 if batched else len(shape) > 3) or 0 in shape:
-        raise ValueError(f"x: got shape {shape}, wanted {wanted}")
+    if (len(shape) != 4 if batched else not 1 <= len(shape) <= 3) or 0 in shape:
+        raise ValueError(f"{name}: got shape {shape}, wanted {wanted}")
     for device in devices_of(x):
         module = getattr(torch, device.type, None)
         if not all(hasattr(module, call) for call in ("manual_seed", "get_rng_state", "set_rng_state")):
-            raise ValueError(f"x: got a tensor on {device}, wanted one on a device whose generator can be seeded")
+            raise ValueError(f"{name}: got a tensor on {device}, wanted one on a device whose generator can be seeded")
+
+
+def _entry(x: Any, batched: bool) -> Any:
+    """The key, or place, of the image in what data sets give beside labels; None where there is none."""
+    entries = x.items() if isinstance(x, Mapping) else enumerate(x) if isinstance(x, list | tuple) else ()
+    found: dict[Any, int] = {}
+    for key, value in entries:
+        if is_image(value):
+            with contextlib.suppress(TypeError, ValueError):
+                check_input(value, batched)
+                found[key] = len(getattr(value, "shape", (0, 0)))
+    return max(found, key=lambda key: found[key]) if found else None
 
 
 def check_rows(name: str, y: object, num_rows: int, like: Tensor | None = None) -> None:

@@ -5,9 +5,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mast_ops._checks import check_dense, check_values
+
 
 def checked_shares(weights: Any, num_kinds: int) -> Tensor:
     wanted = f"{num_kinds} finite numbers >= 0, one for each kind of pair, not all of them 0"
+    if isinstance(weights, Tensor):
+        check_dense("weights", weights)
+        check_values("weights", weights)
+        if weights.is_complex() or weights.dtype == torch.bool:
+            raise TypeError(f"weights: got dtype {weights.dtype}, wanted {wanted}")
+    elif isinstance(weights, list | tuple) and any(isinstance(one, bool) for one in weights):
+        raise TypeError(f"weights: got {weights!r}, wanted {wanted}")
     try:
         given = torch.as_tensor(weights, dtype=torch.float64, device="cpu").detach()
     except (TypeError, ValueError, RuntimeError):

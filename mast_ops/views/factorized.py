@@ -238,6 +238,8 @@ class FactorizedViews:
         check_flag("batched", batched)
         if "finalize" in options:
             raise TypeError("finalize: got one beside a composition, wanted it as the composition's last step")
+        if image is not None:
+            check_input(image, batched, "image")
         augmentations, finalize = take_apart(compose, groups, image, batched)
         return cls(augmentations, finalize=finalize, batched=batched, **options)
 
