@@ -2,9 +2,10 @@
 
 import argparse
 import json
+import os
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TextIO
 
@@ -14,13 +15,17 @@ from mast_ops._files import write_all
 from mast_ops.checkpoints import StoredHead, load_heads
 
 _PICTURES = (".png", ".pdf", ".svg")
+_MOST_DRAWN, _LONGEST_DRAWN = 64, 40  # a picture of more takes minutes, and one of longer names has no room for masks
 
 
 def main(argv: list[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     try:
         _inspect(args)
-    except BrokenPipeError:
+        if sys.stdout is not None:
+            sys.stdout.flush()  # here, where an error can be said
+    except BrokenPipeError:  # who reads it has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains once more at its end
         return 1
     except (ImportError, MemoryError, OSError, RuntimeError, TypeError, ValueError) as error:
         _print(f"error: {inspection.printable(str(error) or type(error).__name__)}", sys.stderr)
@@ -54,8 +59,9 @@ def _inspect(args: argparse.Namespace) -> None:
     if args.plot:
         from mast_ops.plots import plot_summary  # matplotlib is an extra
 
-        names = [inspection.printable(name) for name in head.subspaces]
-        figure = plot_summary(head.masks, names, threshold=args.threshold)
+        if len(head.subspaces) > _MOST_DRAWN:
+            raise ValueError(f"--plot: got a head of {len(head.subspaces)} subspaces, wanted at most {_MOST_DRAWN}")
+        figure = plot_summary(head.masks, _drawn(head.subspaces), threshold=args.threshold)
         files[args.plot] = _writer("--plot", args.plot, lambda path: figure.savefig(path, dpi=120))
     if args.json:
         words = json.dumps(description, indent=1, allow_nan=False) + "\n"
@@ -65,6 +71,13 @@ def _inspect(args: argparse.Namespace) -> None:
         kind = inspection.printable(head.parameterization)
         _print(f"note: {kind} is no parameterisation of mast_ops: these are its bare weights", sys.stderr)
     _print(text, sys.stdout)
+
+
+def _drawn(subspaces: Sequence[str]) -> list[str]:
+    """Names beside a picture: of a length that leaves room for it, and unlike one another."""
+    names = [inspection.printable(name) for name in subspaces]
+    names = [name if len(name) <= _LONGEST_DRAWN else f"{name[:_LONGEST_DRAWN]}…" for name in names]
+    return names if len(set(names)) == len(names) else [f"{name} ({i})" for i, name in enumerate(names)]
 
 
 def _check_places(args: argparse.Namespace) -> None:
@@ -94,8 +107,10 @@ def _writer(option: str, place: Path, write: Callable[[Path], object]) -> Callab
     return named
 
 
-def _print(text: str, stream: TextIO) -> None:
-    """Also where the stream's encoding lacks some of the signs."""
+def _print(text: str, stream: TextIO | None) -> None:
+    """Also where the stream's encoding lacks some of the signs, or where it was closed before Python began."""
+    if stream is None:
+        return
     encoding = stream.encoding or "utf-8"
     print(text.encode(encoding, "backslashreplace").decode(encoding), file=stream)
 

@@ -82,6 +82,7 @@ def load_heads(path: str | Path) -> dict[str, StoredHead]:
         (('crop', 'color'), torch.Size([2, 8]))
     """
     check_is("path", path, str | os.PathLike, "the path of a file")
+    check_is("path", os.fspath(path), str, "the path of a file, as text")
     heads: dict[str, StoredHead] = {}
     for place, state in _dictionaries(_read(Path(path)), (), set()):
         for key in state:
@@ -99,12 +100,18 @@ def load_heads(path: str | Path) -> dict[str, StoredHead]:
 
 def _read(path: Path) -> object:
     wanted = f"checkpoint: got {path}, wanted a state_dict, or dictionaries with one in them, that torch.save wrote"
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        raise ValueError(f"{wanted}: there is no such file") from None
+    except (OSError, ValueError) as error:  # a name too long, with a NUL, in a folder that one may not enter, in a ring
+        raise ValueError(f"{wanted}: it cannot be looked up ({error})") from error
     if path.is_dir():
         raise ValueError(
             f"{wanted}: it is a folder; dcp_to_torch_save makes a file of one of torch.distributed.checkpoint"
         )
     if not path.is_file():
-        raise ValueError(f"{wanted}: there is no such file")
+        raise ValueError(f"{wanted}: it is no file, but a device or a pipe")
     try:
         harmless = torch.serialization.safe_globals([*_HARMLESS])
         with (
@@ -133,14 +140,15 @@ def _dictionaries(
     seen.add(id(value))
     yield place, value
     for key, entry in value.items():
-        yield from _dictionaries(entry, (*place, str(key)), seen)
+        name = str(key) if isinstance(key, str | int) else type(key).__name__
+        yield from _dictionaries(entry, (*place, name), seen)
 
 
 def _head(name: str, state: Mapping[Any, Any], prefix: str) -> StoredHead:
     try:
-        described = decode_state(state[f"{prefix}{_STATE}"])
+        described = decode_state(_plain(state[f"{prefix}{_STATE}"]))
         names, granularity, settings = tuple(described["subspaces"]), described["uncertainty"], described["masks"]
-        weight = state[f"{prefix}{_WEIGHT}"]
+        weight: Any = _plain(state[f"{prefix}{_WEIGHT}"])
         check_masks(weight, name=_WEIGHT)
         _check_stored(_WEIGHT, weight)
         if len(weight) != len(names):
@@ -148,7 +156,7 @@ def _head(name: str, state: Mapping[Any, Any], prefix: str) -> StoredHead:
         masks = masks_from_description(settings, weight)
         values = weight.detach() if masks is None else masks().detach()
         _check_finite(_WEIGHT, values)
-        log_variance = _log_variance(state.get(f"{prefix}{_BIAS}"), granularity, weight)
+        log_variance = _log_variance(_plain(state.get(f"{prefix}{_BIAS}")), granularity, weight)
     except (TypeError, ValueError) as error:
         raise ValueError(f"checkpoint: {f'{name}: ' if name else ''}{error}") from error
     table = described["kinds"]
@@ -162,6 +170,11 @@ def _head(name: str, state: Mapping[Any, Any], prefix: str) -> StoredHead:
         log_variance=log_variance,
         is_known=masks is not None,
     )
+
+
+def _plain(value: object) -> object:
+    """A tensor without the attributes that a file may give it, which would be called in the place of its methods."""
+    return Tensor.detach(value).as_subclass(Tensor) if isinstance(value, Tensor) else value
 
 
 def _log_variance(bias: object, granularity: Granularity | None, weight: Tensor) -> Tensor | None:

@@ -12,6 +12,7 @@ from mast_ops.checkpoints import StoredHead
 from mast_ops.kinds import names_of_kinds
 
 _MOST_SETS = 30  # of masks, in a table
+_MOST_NAMES, _LONGEST_NAME = 256, 200  # the tables are of K x K cells, each as wide as the longest name
 
 
 def describe(head: StoredHead, *, threshold: float = 0.5) -> dict[str, Any]:
@@ -22,19 +23,29 @@ def describe(head: StoredHead, *, threshold: float = 0.5) -> dict[str, Any]:
         threshold: Which dimensions count as open, see :func:`mast_ops.analysis.open_dimensions`.
 
     Raises:
-        ValueError: Masks that are not finite, or a threshold that is not from 0 to 1.
+        ValueError: Masks that are not finite, or have no finite mean; a threshold that is not from 0 to 1; or more than
+            256 subspaces, or a name of more than 200 characters.
+        TypeError: ``head`` is no StoredHead.
 
     Source: ours.
     """
     check_is("head", head, StoredHead, "a StoredHead, as load_heads gives it")
+    if len(head.subspaces) > _MOST_NAMES:
+        raise ValueError(f"subspaces: got {len(head.subspaces)}, wanted at most {_MOST_NAMES}")
+    longest = max(map(len, head.subspaces))
+    if longest > _LONGEST_NAME:
+        raise ValueError(f"subspaces: got a name of {longest} characters, wanted at most {_LONGEST_NAME}")
     found = closing_sets(head.masks, threshold=threshold)
+    mean = exact(head.masks).abs().mean(1)
+    if not mean.isfinite().all():
+        raise ValueError("masks: got entries so large that their mean is infinite, wanted a finite one")
     return {
         "subspaces": list(head.subspaces),
         "dim": head.masks.shape[1],
         "masks": {"kind": head.parameterization, **head.settings},
         "kinds": None if head.kinds is None else list(names_of_kinds(head.kinds, head.subspaces)),
         "threshold": threshold,
-        "mean": exact(head.masks).abs().mean(1).tolist(),
+        "mean": mean.tolist(),
         "closed": found.closed.tolist(),
         "closed_alone": found.closed_alone.tolist(),
         "closed_by": [

@@ -9,6 +9,7 @@ import pickle
 import subprocess
 import sys
 import types
+import warnings
 from pathlib import Path, PureWindowsPath
 
 import pytest
@@ -171,6 +172,29 @@ def code(text: str) -> torch.Tensor:
     return torch.tensor(list(text.encode("utf-8", "surrogateescape")), dtype=torch.uint8)
 
 
+def own(number: str) -> torch.Tensor:
+    text = '{"subspaces": ["a", "b", "c"], "masks": {"kind": "own", "x": %s}, "kinds": null, "uncertainty": null}'
+    return code(text % number)
+
+
+class Attributed:
+    """Unpickled, it is a tensor with an attribute in the place of one of a tensor's own."""
+
+    def __init__(self, name: str, value: object = collections.OrderedDict) -> None:
+        self.attributes = {name: value}
+
+    def __reduce__(self):
+        whole = torch.ones(3, 8)
+        args = (whole.untyped_storage(), 0, (3, 8), (8, 1), False, collections.OrderedDict())
+        args = (torch.storage.TypedStorage(wrap_storage=args[0], dtype=whole.dtype, _internal=True), *args[1:])
+        return torch._tensor._rebuild_from_type_v2, (
+            torch._utils._rebuild_tensor_v2,
+            torch.Tensor,
+            args,
+            self.attributes,
+        )
+
+
 def stating(**change: object) -> dict:
     """The state of a head that says something else of itself; ... leaves an entry out."""
     state = head().state_dict()
@@ -285,6 +309,47 @@ BAD = {
         ),
         f,
     ),
+    **{
+        f"a state in {dtype}": lambda f, change=change: saved(
+            garbled(head().state_dict(), _extra_state=change(head().state_dict()["_extra_state"])), f
+        )
+        for dtype, change in {
+            "uint16": lambda x: x.to(torch.uint16),
+            "uint64": lambda x: x.to(torch.uint64),
+            "bits": lambda x: x.view(torch.bits8),
+            "complex numbers": lambda x: x.to(torch.complex64),
+            "quantized numbers": lambda x: torch.quantize_per_tensor(x.float(), 1.0, 0, torch.quint8),
+        }.items()
+    },
+    **{
+        f"settings with {words}": lambda f, text=text: saved(garbled(head().state_dict(), _extra_state=own(text)), f)
+        for words, text in {"an infinite number": "1e999", "a number of 5,000 digits": "9" * 5000}.items()
+    },
+    **{
+        f"masks with a {name} of their own": lambda f, name=name: saved(
+            garbled(head().state_dict(), **{"masks.weight": Attributed(name)}), f
+        )
+        for name in ("data", "dtype", "layout", "is_meta")
+    },
+    "quantized masks": lambda f: saved(
+        garbled(
+            head().state_dict(), **{"masks.weight": torch.quantize_per_tensor(torch.ones(3, 8), 0.1, 0, torch.qint8)}
+        ),
+        f,
+    ),
+    "masks whose mean is infinite": lambda f: saved(
+        garbled(stating(masks={"kind": "own"}), **{"masks.weight": torch.full((3, 8), 1e308, dtype=torch.float64)}), f
+    ),
+    "more names than a table has room for": lambda f: saved(
+        garbled(stating(subspaces=[str(k) for k in range(20_000)]), **{"masks.weight": torch.zeros(20_000, 1)}), f
+    ),
+    "more names than a picture has room for": lambda f: saved(
+        garbled(stating(subspaces=[str(k) for k in range(65)]), **{"masks.weight": torch.zeros(65, 8)}), f
+    ),
+    "a name that is a book": lambda f: saved(stating(subspaces=["a" * 500_000, "b", "c"]), f),
+    "a pipe": lambda f: (os.mkfifo(f / "model.pt"), f / "model.pt")[1],
+    "a ring": lambda f: ((f / "model.pt").symlink_to(f / "model.pt"), f / "model.pt")[1],
+    "a name that no file has": lambda f: f / ("a" * 5000),
     "names that are blank": lambda f: saved(stating(subspaces=["a", " ", "b"]), f),
     "two heads at one place": lambda f: saved(
         {
@@ -425,6 +490,55 @@ def test_reading_a_head_draws_nothing(tmp_path):
 def test_what_is_no_path_is_refused(path):
     with pytest.raises(TypeError, match=r"^path: got"):
         load_heads(path)
+
+
+def test_a_path_of_bytes_is_refused(tmp_path):
+    class Bytes:
+        def __fspath__(self):
+            return os.fsencode(tmp_path / "model.pt")
+
+    with pytest.raises(TypeError, match=r"^path: got b'.*, wanted the path of a file, as text"):
+        load_heads(Bytes())
+
+
+@pytest.mark.parametrize("what", ["a\0b", "a" * 5000])
+def test_a_path_that_cannot_be_looked_up_is_refused_by_name(what):
+    with pytest.raises(ValueError, match=r"^checkpoint: got .* it cannot be looked up"):
+        load_heads(what)
+
+
+@pytest.mark.parametrize(
+    "name", ["detach", "dim", "untyped_storage", "numel", "isfinite", "clone", "is_floating_point"]
+)
+def test_what_a_file_gives_a_tensor_is_not_called(name, tmp_path):
+    """Attributes in the place of methods: a file may say that a tensor's detach() is something else."""
+    path = saved(garbled(stating(masks={"kind": "relu"}), **{"masks.weight": Attributed(name)}), tmp_path)
+    assert torch.equal(load_heads(path)[""].masks, torch.ones(3, 8))
+
+
+def test_keys_of_any_kind_have_a_name(tmp_path):
+    path = saved({torch.zeros(3).to_sparse(): stating(), 3: stating()}, tmp_path)
+    assert list(load_heads(path)) == ["Tensor", "3"]
+
+
+def test_names_in_a_picture_have_room_and_are_told_apart(tmp_path, capsys):
+    names = ["a" * 100 + "b", "a" * 100 + "c", "d\n"]
+    path = saved(stating(subspaces=names), tmp_path)
+    with warnings.catch_warnings(action="error"):
+        assert inspect(path, capsys, "--plot", str(tmp_path / "a.png"))[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("output", "status", "words"),
+    [(">/dev/full", 2, "error: [Errno 28]"), (">&-", 0, ""), ("| true", 1, "")],
+)
+def test_an_output_that_takes_nothing_leaves_no_traceback(output, status, words, tmp_path):
+    path = saved(stating(), tmp_path)
+    command = f'set -o pipefail; {sys.executable} -m mast_ops inspect "{path}" {output}'
+    done = subprocess.run(["bash", "-c", command], stderr=subprocess.PIPE, text=True)
+    assert done.returncode in (status, 0 if output == "| true" else status)  # the pipe may close late
+    assert done.stderr.startswith(words)
+    assert len(done.stderr.splitlines()) == bool(words)
 
 
 def test_refusals_say_what_it_is(tmp_path):

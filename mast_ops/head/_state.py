@@ -1,16 +1,19 @@
 """What a head's checkpoint says of it beside tensors, as bytes of JSON."""
 
 import json
+import math
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
-from mast_ops._checks import check_choice, check_dense, check_names, check_values
+from mast_ops._checks import check_choice, check_dense, check_names, check_values, shown
 from mast_ops.pairs import GRANULARITIES
 
 _LONGEST = 1 << 20  # bytes
+_DTYPES = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.bool)  # beside those of floats
+_DIGITS = 400  # of a whole number
 _PIECE = 1 << 10  # names of any usual length give one size: a loader that compares sizes must not speak before we do
 
 
@@ -48,13 +51,18 @@ def decode_state(state: object) -> dict[str, Any]:
     if isinstance(state, Tensor):
         try:
             check_dense("_extra_state", state)
+            if not state.is_floating_point() and state.dtype not in _DTYPES:
+                raise TypeError(
+                    f"_extra_state: got dtype {state.dtype}, wanted the uint8 tensor of a MaskedSubspaceHead"
+                )
         except TypeError as error:
             raise ValueError(str(error)) from error
         check_values("_extra_state", state)
     if not isinstance(state, Tensor) or state.dim() != 1 or len(state) > _LONGEST:
         raise ValueError(f"_extra_state: got a {type(state).__name__}, wanted the uint8 tensor of a MaskedSubspaceHead")
     try:
-        decoded = json.loads(_bytes(state), parse_constant=_refuse_constant)
+        text = _bytes(state)
+        decoded = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite, parse_int=_whole)
     except (UnicodeError, json.JSONDecodeError, RecursionError) as error:
         raise ValueError("_extra_state: got bytes that are no JSON, wanted those of a MaskedSubspaceHead") from error
     if not isinstance(decoded, dict):
@@ -84,7 +92,7 @@ def decode_state(state: object) -> dict[str, Any]:
 
 def _bytes(state: Tensor) -> bytes:
     """Of whole numbers of any dtype: some tools make all of a state dict floating point, or average several."""
-    if state.is_complex() or not ((state >= 0) & (state <= 255) & (state == state.to(torch.int64))).all():
+    if not ((state >= 0) & (state <= 255) & (state == state.to(torch.int64))).all():
         raise ValueError(
             f"_extra_state: got {state.dtype} of other than whole numbers from 0 to 255, wanted the uint8 tensor of a "
             "MaskedSubspaceHead: it holds names as bytes, and goes into no average with those of another head"
@@ -104,4 +112,15 @@ def _is_table(rows: object, width: int) -> bool:
 
 
 def _refuse_constant(text: str) -> NoReturn:
-    raise ValueError(f"{text} is no JSON")
+    raise ValueError(f"_extra_state: got the number {text}, wanted finite ones")
+
+
+def _finite(text: str) -> float:
+    """JSON has numbers that are too large for a float, and would be infinite."""
+    number = float(text)
+    return number if math.isfinite(number) else _refuse_constant(shown(text))
+
+
+def _whole(text: str) -> int:
+    """No setting is larger, and Python does not write one of more than 4,300 digits."""
+    return int(text) if len(text) <= _DIGITS else _refuse_constant(shown(text))

@@ -67,21 +67,13 @@ def check_memory_bank_size(size: object) -> tuple[int, int] | None:
     return None
 
 
-def say_other_bank(
-    loss: nn.Module,
-    state_dict: dict[str, Any],
-    prefix: str,
-    metadata: object,
-    strict: bool,
-    missing: list[str],
-    unexpected: list[str],
-    errors: list[str],
-) -> None:
+def say_other_bank(loss: nn.Module, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:
     """Says the argument that torch's words of keys and sizes mean, among them.
 
     Whether loading is strict nobody tells a module. What is no more than missing or unexpected goes with those keys,
     and so is no error where it is not.
     """
+    _, _, missing, unexpected, errors = others  # metadata and strict, which is always True
     stored, own = state_dict.get(f"{prefix}memory_bank.bank"), getattr(loss, "memory_bank", None)
     size = tuple(stored.shape) if isinstance(stored, Tensor) else None
     wanted = None if own is None else tuple(own.bank.shape)

@@ -112,7 +112,9 @@ class MultiViewLoss(nn.Module):
     def _check(self, outs: Sequence[View], targets: Sequence[View] | None) -> int:
         """How many views are global."""
         for name, given in (("outs", outs), ("targets", targets)):
-            if (given is not None or name == "outs") and (not isinstance(given, list | tuple) or hasattr(given, "_fields")):
+            if given is None and name == "targets":
+                continue
+            if not isinstance(given, list | tuple) or hasattr(given, "_fields"):
                 by_name = "; kinds go by name, kind=kind" if isinstance(given, Tensor) else ""
                 raise TypeError(
                     f"{name}: got {type(given).__name__}, wanted a list or tuple of outputs, one a view{by_name}"

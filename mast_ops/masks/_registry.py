@@ -52,7 +52,7 @@ def masks_from_description(description: Mapping[str, Any], weight: Tensor) -> Ma
     kind = MASKS.get(settings.pop("kind"))
     if kind is None:
         return None
-    with torch.device("meta"):  # nothing is drawn, and the settings alone are checked
-        masks = kind(*weight.shape, **settings)
+    with torch.device("meta"):  # nothing is drawn, and the settings alone are checked: of one row, as many cost time
+        masks = kind(1, weight.shape[1], **settings)
     masks.weight = nn.Parameter(weight.detach().clone(), requires_grad=False)  # a buffer's place it takes as well
     return masks.eval()
