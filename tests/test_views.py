@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import pickle
 import random
+import re
 import sys
 import threading
 import time
@@ -265,7 +266,8 @@ def test_no_more_samples_than_two_independent_views(pairs):
         return sum(a.samples for a in aug.values()) - before, made
 
     views = FactorizedViews(aug, pairs=pairs, batched=True)
-    for extra in (trials * 4, 0):  # of four samples
+    beside = 2 * 8  # once more each, beside another image; before the first of the three all images are alike
+    for extra in ((trials + beside) * 4, 0):  # of four samples
         num, (*_, kind) = handled(lambda: views(images(100)))
         differ = views.kinds[kind].cumsum(1) > 0  # before that, one stands for both
         assert num == 3 * 100 + int(differ.sum()) + extra
@@ -631,7 +633,24 @@ def test_a_draw_for_each_sample_is_not_warned_of(call, num_samples, recwarn):
     views = FactorizedViews({"call": call}, batched=True)
     for _ in range(5):
         views(torch.rand(num_samples, 1, 2, 9))
-    assert not [warning for warning in recwarn if "one draw" in str(warning.message)]
+    assert not [warning for warning in recwarn if re.search("one draw|beside other", str(warning.message))]
+
+
+@pytest.mark.parametrize(
+    "mix",
+    [
+        lambda x: x[torch.randperm(len(x))] + torch.rand(len(x), 1, 1, 1),
+        lambda x: torch.lerp(x, x.flip(0), torch.rand(len(x), 1, 1, 1)),
+    ],
+    ids=["shuffle", "mixup"],
+)
+def test_what_mixes_the_images_of_a_batch_is_warned_of_once(mix):
+    """The views of a pair would be of several images, and nothing else would show it."""
+    views = FactorizedViews({"shift": lambda x: x + torch.rand(len(x), 1, 1, 1), "mix": mix}, batched=True)
+    with pytest.warns(UserWarning, match=r"'mix'.*beside other images.*stay apart.*after the views$") as caught:
+        [views(images(6)) for _ in range(5)]
+    assert len(caught) == 1
+    assert caught[0].filename == __file__
 
 
 @pytest.mark.parametrize(

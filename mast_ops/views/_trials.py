@@ -48,6 +48,12 @@ class Trials:
                     f"{name}: got one draw for all samples of a batch, wanted one for each, as kornia's augmentations "
                     "make them; or batched=False, and a data set that calls the views on each image"
                 )
+            if self._batched and _mixes(name, call, x, results, seeds):
+                warn_user(
+                    f"{name}: got another view of an image beside other images under one seed, wanted samples that "
+                    "stay apart: two views of a pair would be of several images; what mixes a batch (mixup, cutmix) "
+                    "goes after the views"
+                )
         self._uses_left[name] = 0
 
     def count(self, name: str, num_pairs: int, num_equal: int) -> None:
@@ -84,6 +90,15 @@ def _trial(name: str, call: Augmentation, image: Any, seeds: Sequence[int]) -> t
                 "numpy's global generator, or a method set_random_seed(seed) for a generator of its own"
             )
     return results, drew
+
+
+def _mixes(name: str, call: Augmentation, x: Any, results: Sequence[Any], seeds: Sequence[int]) -> bool:
+    """Whether what is made of the first image depends on those beside it: `results` are of copies of it alone."""
+    beside = x[: min(len(x), 2)].repeat(_TRIAL_ROWS, 1, 1, 1)[:_TRIAL_ROWS]
+    if same(beside[1], beside[0]):
+        return False
+    draws = zip(results, seeds, strict=True)
+    return not all(same(draw(name, call, copied(beside), seed)[0], alone[0]) for alone, seed in draws)
 
 
 def _check_deterministic(name: str, call: Augmentation, image: Any, seeds: Sequence[int]) -> None:

@@ -112,7 +112,7 @@ class FactorizedViews:
         UserWarning: once for each augmentation that leaves two views equal after all redraws in one of a hundred pairs,
             and in three at least, as on blank images, or where it acts in a fiftieth of its calls; or that has a
             generator of its own, whose draws we cannot see, and in its first eight uses gives one result under every
-            seed.
+            seed; or whose result for an image of the first batch depends on the images beside it.
 
     Source: ours. The abstract of the MAST paper (ICLR 2023) does not say how pairs are sampled.
 
