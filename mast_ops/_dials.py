@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import nn
 
+_DTYPES = {float: torch.float64, int: torch.int64}
+
 
 class Dial:
     """An attribute ``x`` of a module: a number to whoever sets and reads it, and a tensor, ``_x``, to its ``forward``.
@@ -19,7 +21,7 @@ class Dial:
         check: Of name and value, gives the number or raises.
     """
 
-    def __init__(self, check: Callable[[str, float], float]) -> None:
+    def __init__(self, check: Callable[[str, Any], float]) -> None:
         self.check = check
 
     def __set_name__(self, owner: type[nn.Module], name: str) -> None:
@@ -27,7 +29,7 @@ class Dial:
 
     def __set__(self, module: nn.Module, value: float) -> None:
         number = self.check(self.name, value)
-        vars(module)[f"_{self.name}"] = torch.tensor(number, dtype=torch.float64, device="cpu")
+        vars(module)[f"_{self.name}"] = torch.tensor(number, dtype=_DTYPES[type(number)], device="cpu")
         vars(module)[f"_{self.name}_is_zero"] = number == 0
 
     def __get__(self, module: nn.Module | None, owner: type[nn.Module]) -> Any:

@@ -55,6 +55,16 @@ def check_kinds(kinds: Tensor, num_augmentations: int, name: str = "kinds") -> N
         )
 
 
+def members(kind: Tensor, num_kinds: int) -> Tensor:
+    """(N, S), whether pair i is of kind s. `one_hot` is compiled anew for each number of kinds.
+
+    Example:
+        >>> members(torch.tensor([1, 0]), 3).int().tolist()
+        [[0, 1, 0], [1, 0, 0]]
+    """
+    return kind[:, None] == torch.arange(num_kinds, device=kind.device)
+
+
 def check_kind(kind: Tensor, num_samples: int, num_kinds: int, device: torch.device) -> None:
     """An (N,) int64 index into the S kinds, one per pair.
 
@@ -75,14 +85,15 @@ def check_kind(kind: Tensor, num_samples: int, num_kinds: int, device: torch.dev
         ValueError: kind: got indices from 0 to 2, wanted 0 to 1 for S=2 kinds of pairs
     """
     check_index("kind", kind, num_samples, device)
-    wanted = f"wanted 0 to {num_kinds - 1} for S={num_kinds} kinds of pairs"
     if values_are_free(kind):
         low, high = int(kind.min()), int(kind.max())
         if low < 0 or high >= num_kinds:
+            wanted = f"wanted 0 to {num_kinds - 1} for S={num_kinds} kinds of pairs"
             raise ValueError(f"kind: got indices from {low} to {high}, {wanted}")
     else:
         inside = (kind >= 0) & (kind < num_kinds)
-        torch._assert_async(inside.all(), f"kind: got an index out of range, {wanted}")
+        # No number in these words: compiled code would be compiled anew for each.
+        torch._assert_async(inside.all(), "kind: got an index out of range, wanted a row of the table of kinds")
 
 
 def kinds_of(pairs: Any, num_augmentations: int) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,7 @@ from mast_ops._checks import (
 )
 from mast_ops._precision import exact, no_autocast, widen, with_float64
 from mast_ops.analysis import closedness, mask_density, mask_overlap
-from mast_ops.kinds import check_kind, check_kinds, names_of_kinds
+from mast_ops.kinds import check_kind, check_kinds, members, names_of_kinds
 from mast_ops.output import SubspaceOutput
 from mast_ops.pairs import GRANULARITIES, Granularity
 
@@ -131,7 +131,7 @@ def _by_kind(log_variance: Tensor, names: Sequence[str], kind: Tensor | None) ->
     """Means of an (N,) log-variance, one a kind of pair."""
     if kind is None:
         return {"log_variance": log_variance.mean()}
-    member = torch.nn.functional.one_hot(kind, len(names)).to(log_variance.dtype)
+    member = members(kind, len(names)).to(log_variance.dtype)
     means = member.T @ log_variance / member.sum(0)
     return {f"log_variance/{name}": x for name, x in zip(names, means, strict=True)}
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from mast_ops._checks import check_count, check_non_negative
+from mast_ops._dials import Dial
 
 
 class Schedule(nn.Module, ABC):
@@ -26,10 +27,14 @@ class Schedule(nn.Module, ABC):
         TypeError: An argument that is no number, or ``steps`` that is no whole one.
     """
 
+    start, end, steps = Dial(check_non_negative), Dial(check_non_negative), Dial(check_count)
+    _start: Tensor
+    _end: Tensor
+    _steps: Tensor
+
     def __init__(self, start: float, end: float, steps: int) -> None:
         super().__init__()
-        self.start, self.end = check_non_negative("start", start), check_non_negative("end", end)
-        self.steps = check_count("steps", steps)
+        self.start, self.end, self.steps = start, end, steps
         self.taken: Tensor
         self.register_buffer("taken", torch.zeros((), dtype=torch.int64))
 
@@ -39,8 +44,9 @@ class Schedule(nn.Module, ABC):
 
     def forward(self) -> Tensor:
         """The weight now: a float32 scalar."""
-        progress = (self.taken / self.steps).clamp(max=1)
-        return self.start + (self.end - self.start) * self.shape(progress)
+        progress = (self.taken / self._steps).clamp(max=1)
+        start, end = (x.to(progress.dtype) for x in (self._start, self._end))
+        return start + (end - start) * self.shape(progress)
 
     def reset_parameters(self) -> None:
         """No step was taken yet: what ``to_empty`` left is replaced."""

@@ -495,7 +495,7 @@ def test_subspaces_change_by_name(uncertainty):
 @pytest.mark.parametrize(
     ("subspaces", "new", "words"),
     [
-        (["crop", "colour"], [], "subspace: got 'colour', wanted one of 'crop'"),
+        (["crop", "colour"], [], "subspaces: got 'colour', wanted one of 'crop'"),
         (["crop"], ["crop"], "new: got 'crop', wanted a name that the head does not have"),
         (["crop"], ["noise"], "new: got 'noise', wanted one of subspaces"),
         ([], [], "subspaces: got no names"),

@@ -275,6 +275,20 @@ def test_what_a_schedule_sets_does_not_compile_anew(loss, name):
         setattr(criterion, name, -1.0)
 
 
+@pytest.mark.parametrize("loss", LOSSES)
+def test_any_number_of_kinds_is_compiled_once_more_at_most(loss):
+    """Nine would be refused: what reads a number of kinds must not be compiled for each."""
+    criterion = loss()
+    torch._dynamo.reset()
+    graphs = []
+    compiled = torch.compile(criterion, fullgraph=True, backend=lambda graph, _: graphs.append(graph) or graph)
+    z0, z1 = torch.randn(N, D), torch.randn(N, D)
+    for k in range(2, 14):
+        masks, kind = torch.rand(k, D), torch.arange(N) % k
+        torch.testing.assert_close(compiled(z0, z1, masks=masks, kind=kind), criterion(z0, z1, masks=masks, kind=kind))
+    assert len(graphs) <= 2
+
+
 def test_a_temperature_changes_its_kind():
     z, m = torch.randn(N, D), torch.rand(K, D)
     criterion = SubspaceNTXentLoss(0.2)

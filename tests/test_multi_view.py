@@ -200,3 +200,11 @@ MASKS = {"masks": torch.ones(3, D)}
 def test_bad_arguments_are_named(make, args, options, error, match):
     with pytest.raises(error, match=match):
         make()(*args, **options)
+
+
+def test_the_table_of_local_views_outlives_to_empty():
+    views = make_views(2)
+    wanted, criterion = views.local_kinds.clone(), MultiViewLoss(SubspaceVICRegLoss(), views)
+    criterion.local_kinds.fill_(77)  # whatever was in that memory
+    criterion.to_empty(device="cpu")
+    assert criterion.local_kinds.equal(wanted)

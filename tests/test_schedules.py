@@ -54,6 +54,26 @@ def test_compiled_code_is_not_compiled_again():
             regularizer.step()
 
 
+@pytest.mark.parametrize("kind", [LinearSchedule, CosineSchedule])
+def test_numbers_set_later_are_checked_and_compile_nothing_anew(kind):
+    schedule = kind(0.0, 1.0, 4)
+    torch._dynamo.reset()
+    compiled = torch.compile(schedule, fullgraph=True, backend="eager")
+    schedule.step()
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for number in range(1, 13):
+            schedule.start, schedule.end, schedule.steps = 0.1 * number, 2.0 * number, number + 1
+            fresh = kind(0.1 * number, 2.0 * number, number + 1)
+            fresh.step()
+            torch.testing.assert_close(compiled(), fresh())
+    assert schedule.steps == 13
+    assert isinstance(schedule.steps, int)
+    with pytest.raises(ValueError, match=r"^steps: got 0"):
+        schedule.steps = 0
+    with pytest.raises(ValueError, match=r"^end: got -1"):
+        schedule.end = -1.0
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

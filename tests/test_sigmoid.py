@@ -156,3 +156,14 @@ def test_what_has_no_meaning_is_refused():
         SubspaceSigmoidLoss()(z, z, masks=masks, sample=torch.arange(2))
     with pytest.raises(ValueError, match="scale: got a"):
         subspace_sigmoid(z, z, masks, scale=torch.ones(2), bias=0.0)
+
+
+def test_what_to_empty_leaves_is_started_anew():
+    with torch.device("meta"):
+        criterion = SubspaceSigmoidLoss(scale=5.0, bias=-3.0)
+    criterion.to_empty(device="cpu")
+    for parameter in criterion.parameters():
+        parameter.data.fill_(1234.0)  # whatever was in that memory
+    criterion.reset_parameters()
+    assert criterion.log_scale.exp().item() == pytest.approx(5.0)
+    assert criterion.bias.item() == -3.0

@@ -7,6 +7,7 @@ from torch import Tensor
 from mast_ops._precision import no_autocast
 from mast_ops.functional.contrastive import check_temperature, nt_xent
 from mast_ops.functional.uncertainty import own_column
+from mast_ops.kinds import members
 from mast_ops.ops import Backend
 from mast_ops.pairs import Pairs
 from mast_ops.run import Run
@@ -78,7 +79,7 @@ def difficulty(pairs: Pairs, backend: Backend, temperature: float = TEMPERATURE)
         order = order[pairs.kind[order].argsort(stable=True)]  # by kind, and by loss in each
         position = torch.empty_like(order).scatter(0, order, place)
         num_kinds = len(pairs.masks if pairs.kinds is None else pairs.kinds)
-        count = F.one_hot(pairs.kind, num_kinds).sum(dim=0)
+        count = members(pairs.kind, num_kinds).sum(dim=0)
         first = count.cumsum(0) - count
         return ((position - first[pairs.kind]).to(losses.dtype) + 0.5) / count[pairs.kind] + 0 * losses
 

@@ -3,12 +3,12 @@
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from mast_ops import ops
 from mast_ops._checks import check_embedding, check_masks, check_min_samples, check_positive
 from mast_ops._precision import no_autocast, widen
+from mast_ops.kinds import members
 from mast_ops.ops import Backend
 from mast_ops.pairs import Pairs
 from mast_ops.run import Run
@@ -188,7 +188,7 @@ def barlow_twins(pairs: Pairs, run: Run) -> tuple[Tensor, Tensor]:
         if kind is None:
             diagonal = run.total((z0 * z1).sum(dim=0)) / num_samples
             return rows @ (diagonal - 1).square(), redundancy
-        member = F.one_hot(kind, len(rows)).to(z0.dtype)
+        member = members(kind, len(rows)).to(z0.dtype)
         totals = run.total(torch.cat([member.T @ (z0 * z1), member.sum(dim=0)[:, None]], dim=1))
         count = totals[:, -1]
         diagonal = totals[:, :-1] / count.clamp_min(1)[:, None]

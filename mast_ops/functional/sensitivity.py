@@ -3,13 +3,13 @@
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from mast_ops import ops
 from mast_ops._checks import check_embedding, check_index, check_is, check_positive, check_weight, values_are_free
 from mast_ops._precision import no_autocast, widen
 from mast_ops.functional.moments import check_batch, spread
+from mast_ops.kinds import members
 from mast_ops.ops import Backend, Gap
 from mast_ops.pairs import Pairs
 from mast_ops.run import Run
@@ -166,7 +166,7 @@ def explained(pairs: Pairs, run: Run, *, weight: Tensor | None = None, eps: floa
             (counted,) = widen(weight.detach())
             gap = _weighted(gap, counted)
         sums = ops.gap_sums(gap, num_kinds, kind, run.backend)
-        count = counted @ F.one_hot(kind, num_kinds).to(counted.dtype)
+        count = counted @ members(kind, num_kinds).to(counted.dtype)
         totals = torch.cat([sums, count[:, None]], dim=1)
         if kinds is not None:  # those in which one augmentation differs, sorted by it
             alone = (kinds.sum(dim=1) == 1)[:, None]

@@ -4,13 +4,13 @@ import math
 from typing import Literal, get_args
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from mast_ops import ops
 from mast_ops._checks import check_alike, check_choice, check_flag, check_floats
 from mast_ops._precision import no_autocast, widen
 from mast_ops.functional.distance import REDUCTIONS, Reduction, cosine_of_pairs, mean_gap
+from mast_ops.kinds import members
 from mast_ops.ops import Backend, Gap, Table
 from mast_ops.pairs import Granularity, Pairs, Uncertainty
 from mast_ops.run import Run
@@ -236,7 +236,7 @@ def _pooled(x: Tensor, weight: Tensor, row: Tensor | None, reduction: Reduction)
         return x @ weight.T if row is None else (x * weight[row]).sum(1)
     if row is None:
         return (x.mean(0) * weight).sum() / len(weight)
-    return (F.one_hot(row, len(weight)).to(x.dtype).T @ x * weight).sum() / len(x)
+    return (members(row, len(weight)).to(x.dtype).T @ x * weight).sum() / len(x)
 
 
 def own_column(x: Tensor, row: Tensor | None) -> Tensor:

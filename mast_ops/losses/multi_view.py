@@ -1,7 +1,7 @@
 """A loss of two views, averaged over the pairs of more."""
 
-from collections.abc import Iterator, Sequence
-from typing import Never
+from collections.abc import Callable, Iterator, Sequence
+from typing import Never, Self
 
 import torch
 from torch import Tensor, nn
@@ -70,7 +70,14 @@ class MultiViewLoss(nn.Module):
         self.criterion = criterion
         self.num_views = None if views is None else views.num_views + views.num_local_views
         self.num_global = None if views is None else views.num_views
+        self._local_rows = None if views is None or views.local_kinds is None else views.local_kinds.tolist()
         self.register_buffer("local_kinds", None if views is None else views.local_kinds, persistent=False)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if self.local_kinds is not None and not self.local_kinds.is_meta:  # to_empty() has left it without values
+            self.local_kinds = torch.tensor(self._local_rows, device=self.local_kinds.device)
+        return self
 
     def forward(
         self,

@@ -58,9 +58,15 @@ class SubspaceSigmoidLoss(SubspaceLoss):
         sensitivity_param: float = 3.0,
     ) -> None:
         super().__init__(gather_distributed=gather_distributed, backend=backend, sensitivity_param=sensitivity_param)
-        scale, bias = check_positive("scale", scale), check_number("bias", bias)
-        self.log_scale = nn.Parameter(torch.tensor(math.log(scale)))
-        self.bias = nn.Parameter(torch.tensor(bias))
+        self._initial = math.log(check_positive("scale", scale)), check_number("bias", bias)
+        self.log_scale, self.bias = nn.Parameter(torch.empty(())), nn.Parameter(torch.empty(()))
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Starts anew, as in the constructor: after ``to_empty``, for example."""
+        for parameter, value in zip((self.log_scale, self.bias), self._initial, strict=True):
+            parameter.fill_(value)
 
     @override
     def forward(  # type: ignore[override]  # one argument more, by keyword

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from mast_ops import ops
 from mast_ops._checks import check_count, check_flag, check_floats, check_fraction, check_masks, check_share
+from mast_ops._dials import Dial
 from mast_ops.masks.parameterization import MaskParameterization
 
 
@@ -74,6 +75,10 @@ class AllocatedMasks(MaskParameterization):
     calls: Tensor
     """() int64."""
 
+    warmup, renew = Dial(check_count), Dial(check_count)
+    _warmup: Tensor
+    _renew: Tensor
+
     def __init__(
         self,
         num_subspaces: int,
@@ -87,7 +92,7 @@ class AllocatedMasks(MaskParameterization):
         gather_distributed: bool = True,
     ) -> None:
         self.coverage, self.pool = check_share("coverage", coverage), check_fraction("pool", pool)
-        self.warmup, self.renew = check_count("warmup", warmup), check_count("renew", renew)
+        self.warmup, self.renew = warmup, renew
         self.decay = check_share("decay", decay)
         check_flag("gather_distributed", gather_distributed)
         self.gather_distributed = gather_distributed
@@ -161,7 +166,7 @@ class AllocatedMasks(MaskParameterization):
         rate = (1 / self.seen.clamp_min(1)).clamp_min(1 - self.decay).to(explained.dtype)
         self.explained.lerp_(explained, torch.where(weight > 0, rate, 0.0)[:, None])
         self.calls += 1
-        due = (self.calls >= self.warmup) & ((self.calls - self.warmup) % self.renew == 0)
+        due = (self.calls >= self._warmup) & ((self.calls - self._warmup) % self._renew == 0)
         self.weight.copy_(torch.where(due, self.explained, self.weight))
 
     def settings(self) -> dict[str, float | list[float]]:
