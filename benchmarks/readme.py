@@ -37,6 +37,8 @@ PAGES = {  # and the parts of each
         "looc",
         "longer",
         "emoji",
+        "tuning",
+        "tuned",
         "relations",
         "difficulty",
         "ablations",
@@ -44,7 +46,7 @@ PAGES = {  # and the parts of each
     "examples/README.md": (*METHODS, "cost"),
     "mast_ops/README.md": ("versions",),
 }
-SHORT = ("longer", "emoji")  # files of the evidence that have a table of means alone
+SHORT = ("longer", "emoji", "tuning", "tuned")  # files of the evidence that have a table of means alone
 FILES = {"versions": versions.markdown, "views": views.markdown}  # parts made of one file of results
 APART = {"relations": relations.text, "difficulty": difficulty.text}  # suites of their own
 UNMEASURED = "Not measured."

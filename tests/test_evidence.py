@@ -46,7 +46,18 @@ from benchmarks.evidence.train import (
     train,
 )
 
-METHOD_OF = {f"{suite}: {name}": method for suite, methods in SUITES.items() for name, method in methods.items()}
+OTHER_SETTINGS = (
+    "composed, invariance 10",
+    "composed, temperature 0.1",
+    "composed, momentum 0.95",
+    "mast, learning rate x 2.0",
+)
+METHOD_OF = {
+    f"{suite}: {name}": method
+    for suite, methods in SUITES.items()
+    for name, method in methods.items()
+    if suite != "tuning" or name.endswith(OTHER_SETTINGS)  # the rest are these with other numbers
+}
 
 
 @pytest.fixture(scope="module")
@@ -297,6 +308,20 @@ def test_the_oracle_is_of_the_seeds_that_all_its_subsets_ran_on():
     assert any(line.startswith("| best subset for each task (oracle), seeds 0, 1 | 10.0") for line in table)
     assert [line.split("|")[3].strip() for line in table if "MAST" in line][-1] == "5.0"
     assert sum("LooC" in line for line in table) == 1
+
+
+def test_tuning_has_a_table_of_means_under_its_probes_name_and_no_oracle():
+    runs = {0: {kind: dict.fromkeys([*TASKS, "stroke"], 10.0) for kind in ("linear", "layers")}}
+    rows = {"vicreg/composed": runs, "vicreg/composed, invariance 10": runs}
+    table = report.brief({"results": {"tuning": rows}, "settings": {"probe": "ridge"}})
+    assert table.startswith("| ridge probe, %, means |")
+    assert "| VICReg: all augmentations composed, invariance 10 | 10.0 |" in table
+    assert "oracle" not in table
+
+
+def test_tuning_is_asked_for_by_name():
+    assert "tuning" in SUITES
+    assert "tuning" not in command.parse([]).suite
 
 
 def test_subsets_alone_have_no_table_of_what_nobody_draws():

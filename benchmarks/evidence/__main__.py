@@ -1,7 +1,8 @@
 """Whether one set of features serves tasks that want different invariances: every method, table, JSON and figures.
 
 python -m benchmarks.evidence --quick   # the main methods, short runs, one seed
-python -m benchmarks.evidence           # every suite on 5 seeds
+python -m benchmarks.evidence           # every suite but the tuning of rivals, on 5 seeds
+python -m benchmarks.evidence --suite tuning --probe ridge --seeds 0 1
 python -m benchmarks.evidence --suite methods --device cuda --data DIR   # a folder of one folder per class
 
 Runs that are done are kept in --out and not done again.
@@ -72,7 +73,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
         "python -m benchmarks.evidence", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--suite", nargs="+", choices=SUITES, default=None, help="default: all; with --quick, methods")
+    add("--suite", nargs="+", choices=SUITES, default=None, help="default: all but tuning; with --quick, methods")
     add("--only", metavar="REGEX", help="methods whose name it is found in")
     add("--seeds", type=int, nargs="+", help="default: 10 to 14; with --quick, 10")
     add("--steps", type=int, help="of each run; default 600, with --quick 300")
@@ -85,7 +86,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     add("--json", type=Path, metavar="FILE", help="where the results go, figures beside them; default: into --out")
     add("--quick", action="store_true")
     args = parser.parse_args(argv)
-    args.suite = args.suite or (["methods"] if args.quick else list(SUITES))
+    args.suite = args.suite or (["methods"] if args.quick else [name for name in SUITES if name != "tuning"])
     args.only = args.only if args.only is not None else (QUICK if args.quick else "")
     args.seeds = args.seeds or ([SEEDS[0]] if args.quick else list(SEEDS))
     args.steps = args.steps or (300 if args.quick else 600)

@@ -29,6 +29,12 @@ class Method:
     """None: the loss's default."""
     uncertainty: Literal["sample", "subspace", "dimension"] | None = None
     scope: Literal["embedding", "subspace"] = "embedding"
+    lr: float = 1.0
+    """Of the learning rate that all share."""
+    options: tuple[tuple[str, float], ...] = ()
+    """Of the loss, by name."""
+    momentum: float = 0.99
+    """Of BYOL's target."""
     augself: float = 0.0
     """Weight of a prediction of how the views' draws differ, from their two features: AugSelf."""
     spoiled: float = 0.0
@@ -101,7 +107,36 @@ RELATION: dict[str, Method] = {
     )
     for rate in (1, 10)
 }
-SUITES = {"methods": METHODS, "ablations": ABLATIONS, "noise": NOISE, "relation": RELATION}
+
+
+def _tuned() -> dict[str, Method]:
+    """Rivals with other settings than theirs in the table, one at a time, for seeds that are not in it."""
+    rates = {f"learning rate x {rate}": {"lr": rate} for rate in (0.5, 2.0)}
+    told = {f"weight {weight:g}": {"augself": weight} for weight in (1.0, 2.0, 10.0)}
+    invariance = {f"invariance {weight:g}": {"options": (("lambda_param", weight),)} for weight in (5.0, 10.0, 50.0)}
+    warmth = {f"temperature {t}": {"options": (("temperature", t),)} for t in (0.1, 0.5)}
+    momenta = {f"momentum {momentum}": {"momentum": momentum} for momentum in (0.95, 0.996)}
+    changes: dict[str, dict[str, dict[str, Any]]] = {
+        "vicreg/composed": {**rates, **invariance},
+        "vicreg/augself": {**rates, **told, **invariance},
+        "vicreg/looc": rates,
+        "vicreg/mast": {**rates, **invariance},
+        "simclr/composed": {**rates, **warmth},
+        "simclr/augself": {**rates, **told},
+        "simclr/mast": rates,
+        "byol/composed": {**rates, **momenta},
+        "byol/augself": {**rates, **told},
+    }
+    tuned = dict[str, Method]()
+    for name, fields_of in changes.items():
+        method = tuned[name] = METHODS[name]
+        for change, fields in fields_of.items():
+            tuned[f"{name}, {change}"] = replace(method, title=f"{method.title}, {change}", **fields)
+    return tuned
+
+
+TUNING = _tuned()
+SUITES = {"methods": METHODS, "ablations": ABLATIONS, "noise": NOISE, "relation": RELATION, "tuning": TUNING}
 
 
 def make_views(method: Method, scenes: Scenes, generator: torch.Generator) -> FactorizedViews:

@@ -80,7 +80,7 @@ def text(document: dict[str, Any]) -> str:
     parts = []
     if "methods" in results:
         parts += [probes(document, "linear"), of_the_object(document), probes(document, "knn")]
-    parts += [probes(document, "linear", suite) for suite in ("ablations", "noise") if suite in results]
+    parts += [probes(document, "linear", suite) for suite in ("ablations", "noise", "tuning") if suite in results]
     if "methods" in results:
         parts += [regret(results["methods"]), meaning(results["methods"])]
     parts += [doubt(results), relation(results), cost(results)]
@@ -102,9 +102,7 @@ def chance(document: dict[str, Any]) -> dict[str, float]:
 def probes(document: dict[str, Any], kind: str, suite: str = "methods") -> str:
     """Accuracy by task: mean and half of the 95 % interval."""
     methods = document["results"][suite]
-    probe = document["settings"].get("probe", "logistic")
-    linear = {"logistic": "linear probe, %", "ridge": "ridge probe, %"}[probe]
-    heading = {"linear": linear, "knn": "20 nearest neighbours, %"}[kind]
+    heading = {"linear": _probe(document), "knn": "20 nearest neighbours, %"}[kind]
     rows = []
     for name, runs in methods.items():
         sources = [kind]
@@ -115,7 +113,7 @@ def probes(document: dict[str, Any], kind: str, suite: str = "methods") -> str:
             if "/without-" not in name:
                 rows.append((_title(suite, name) + note, scores(runs, source)))
         base, _, kind_of_pairs = name.partition("/")
-        if kind_of_pairs == "composed":
+        if suite == "methods" and kind_of_pairs == "composed":
             for source in sources:
                 if best := oracle(methods, source, base):
                     title = f"{_PREFIX[base]}best subset for each task (oracle)"
@@ -149,12 +147,14 @@ def _chance(guesses: Iterable[float]) -> list[str]:
 
 def brief(document: dict[str, Any]) -> str:
     """Means, and how far the oracle is where its subsets ran."""
-    return "\n\n".join(filter(None, (means(document), regret(document["results"]["methods"]))))
+    results = document["results"]
+    parts = [means(document, suite) for suite in results]
+    return "\n\n".join([*parts, regret(results["methods"])] if "methods" in results else parts).strip()
 
 
-def means(document: dict[str, Any]) -> str:
+def means(document: dict[str, Any], suite: str = "methods") -> str:
     """One row a method: the class, means of the six tasks and of those that nobody draws, with earlier layers too."""
-    everything = document["results"]["methods"]
+    everything = document["results"][suite]
     methods = {name: runs for name, runs in everything.items() if "/without-" not in name}
     first = next(run for runs in methods.values() for run in runs.values())
     own = ("class", *(task for task in first["linear"] if task not in _TASKS))
@@ -168,14 +168,14 @@ def means(document: dict[str, Any]) -> str:
     rows = []
     for name, runs in methods.items():
         found = [scores(runs, kind, tasks)[column] for _, kind, tasks, column in columns]
-        rows.append([_title("methods", name), *map(cell, found)])
-    if best := oracle(everything):
+        rows.append([_title(suite, name), *map(cell, found)])
+    if suite == "methods" and (best := oracle(everything)):
         with_layers = oracle(everything, "layers")
         assert with_layers is not None
         cells = [cell(best["class"]), cell(best["mean"]), cell(with_layers["mean"]), "", ""]
         seeds = ", ".join(map(str, sorted(oracle_seeds(everything))))
         rows.append([f"best subset for each task (oracle), seeds {seeds}", *cells])
-    return table(["linear probe, %, means", *(title for title, *_ in columns)], rows)
+    return table([f"{_probe(document)}, means", *(title for title, *_ in columns)], rows)
 
 
 def regret(methods: dict[str, dict[int, Any]]) -> str:
@@ -291,8 +291,13 @@ def figures(document: dict[str, Any], folder: Path) -> None:
         plt.close(fig)
 
 
+def _probe(document: dict[str, Any]) -> str:
+    probe = document.get("settings", {}).get("probe", "logistic")
+    return {"logistic": "linear probe, %", "ridge": "ridge probe, %"}[probe]
+
+
 def _title(suite: str, name: str) -> str:
-    title = SUITES[suite][name].title if suite == "methods" else name
+    title = SUITES[suite][name].title if suite in ("methods", "tuning") else name
     return _PREFIX.get(name.split("/")[0], "") + title
 
 

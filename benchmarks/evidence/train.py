@@ -28,7 +28,7 @@ from mast_ops.analysis import mask_density, mask_overlap
 from mast_ops.masks import MaskParameterization
 
 WIDTHS, FEATURES, HIDDEN = (24, 48, 96), 128, 512
-LR, MOMENTUM, TEMPERATURE = 2e-3, 0.99, 0.2
+LR, TEMPERATURE = 2e-3, 0.2
 _HISTORY = 20  # points over a run
 
 
@@ -203,9 +203,10 @@ def make_masks(method: Method) -> MaskParameterization:
 def _groups(model: nn.Module, head: MaskedSubspaceHead | None, method: Method) -> list[dict[str, Any]]:
     masks = set() if head is None else set(head.masks.parameters())
     rest = [p for p in model.parameters() if p not in masks]
-    groups: list[dict[str, Any]] = [{"params": rest, "lr": LR}]
+    lr = LR * method.lr
+    groups: list[dict[str, Any]] = [{"params": rest, "lr": lr}]
     learned = [p for p in masks if p.requires_grad]
-    return [*groups, {"params": learned, "lr": LR * method.mask_lr}] if learned else groups
+    return [*groups, {"params": learned, "lr": lr * method.mask_lr}] if learned else groups
 
 
 def _state_of_masks(head: MaskedSubspaceHead, step: int) -> dict[str, Any]:
@@ -226,7 +227,7 @@ Step = Callable[[Tensor, Tensor, Tensor, dict[str, Tensor]], Tensor]
 def _criterion(method: Method, plain: Callable[..., Any], **options: Any) -> Callable[..., Any]:
     if method.sensitivity is not None:
         options["sensitivity_param"] = method.sensitivity
-    return plain(**options)
+    return plain(**options | dict(method.options))
 
 
 def _two_views(method: Method, model: nn.ModuleDict, criterion: Any) -> Step:
@@ -273,7 +274,7 @@ def _byol(method: Method, model: nn.ModuleDict, head: MaskedSubspaceHead | None)
     def step(x: Tensor, h: Tensor, kind: Tensor, labels: dict[str, Tensor]) -> Tensor:
         with torch.no_grad():
             for old, new in zip(target.parameters(), online.parameters(), strict=True):
-                old.lerp_(new, 1 - MOMENTUM)
+                old.lerp_(new, 1 - method.momentum)
             with convolutions(x.device.type):
                 h_target = target[0](x).float()
             if not isinstance(projector, Spaces):
