@@ -1,5 +1,6 @@
 """One rule of precision for every function: reductions never run below float32."""
 
+import math
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -24,6 +25,11 @@ def wide(dtype: torch.dtype) -> torch.dtype:
 def kept(dtype: torch.dtype) -> torch.dtype:
     """Of a gradient that waits for the backward pass: bfloat16 holds whatever is small, float16 would lose it."""
     return dtype if dtype == torch.bfloat16 else wide(dtype)
+
+
+def largest_exponent(dtype: torch.dtype) -> float:
+    """Whose exponential is still finite: one over a deviation is no more, and nothing times it stays nothing."""
+    return 0.99 * math.log(torch.finfo(dtype).max)
 
 
 def widen(*tensors: Tensor) -> tuple[Tensor, ...]:

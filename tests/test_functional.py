@@ -499,20 +499,63 @@ def test_no_pair_is_finite_relative_to_a_mean_that_is_not():
     assert not MF.uncertainty_invariance(z0, z1, masks, distance="cosine", **doubt).isfinite().any()
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("granularity", ["sample", "subspace", "dimension"])
-def test_identical_pairs_of_any_certainty_have_no_gradient(granularity, backend):
+@pytest.mark.parametrize("backend", [*BACKENDS, "triton"])
+@pytest.mark.parametrize("log_variance", [-90.0, -100.0, -250.0])
+@pytest.mark.parametrize(
+    ("granularity", "distance"),
+    [*((g, "squared") for g in ("sample", "subspace", "dimension")), ("sample", "cosine"), ("subspace", "cosine")],
+)
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy's, under Triton's interpreter
+def test_identical_pairs_of_any_certainty_have_no_gradient(granularity, distance, log_variance, backend):
+    """Not where one over the variance, or over the deviation, is beyond a float32."""
+    if backend == "triton":
+        pytest.importorskip("triton")
     z0, _, masks, _ = make(5, 4, 3, torch.float32)
     width = {"sample": 1, "subspace": 3, "dimension": 4}[granularity]
-    leaves = [z0.requires_grad_(), masks.requires_grad_(), torch.full((5, width), -100.0).requires_grad_()]
+    leaves = [z0.requires_grad_(), masks.requires_grad_(), torch.full((5, width), log_variance).requires_grad_()]
     value = MF.uncertainty_invariance(
-        leaves[0], z0.detach(), leaves[1], log_variance=leaves[2], granularity=granularity, backend=backend
-    )
+        leaves[0], z0.detach(), leaves[1], log_variance=leaves[2], granularity=granularity, distance=distance,
+        backend=backend,
+    )  # fmt: skip
     grads = torch.autograd.grad(value.sum(), leaves)
-    assert value.isfinite().all()
+    price = log_variance / 2 * (masks.square().clamp_max(1).mean(1) if distance == "squared" else torch.ones(3))
+    torch.testing.assert_close(value, price.expand(5, 3))
     assert not grads[0].any()
     assert grads[1].isfinite().all()
     assert grads[2].isfinite().all()
+    assert grads[2].all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("factorised", [False, True])
+@pytest.mark.parametrize(
+    ("near", "length"), [(1e-4, 1.0), (1e-3, 1.0), (0.1, 1.0), (1.0, 1.0), (1e-3, 3.0), (0.1, 1e4)]
+)
+def test_distances_by_cosine_keep_their_digits_where_views_are_near(near, length, factorised, backend):
+    """One minus a cosine that is nearly one would keep none, and a small variance shows them."""
+    z0, z1, masks, kind = make(6, 16, 3, torch.float32)
+    z1 = length * (z0 + near * z1)
+    z1[0] = z0[1] = 0
+    results = []
+    for dtype in (torch.float32, torch.float64):
+        leaves = [x.to(dtype).requires_grad_() for x in (z0, z1, masks)]
+        value = MF.uncertainty_invariance(
+            *leaves, kind=kind if factorised else None, distance="cosine", backend=backend
+        )
+        grads = torch.autograd.grad(value.sum(), leaves)
+        seen = leaves[2][kind][:, None] if factorised else leaves[2]
+        plain = 1 - F.cosine_similarity(seen * leaves[0][:, None], seen * leaves[1][:, None], dim=2)
+        results.append((value.double(), *(g.double() for g in grads), plain.squeeze(1).double()))
+    ours, exact = results
+    torch.testing.assert_close(exact[0], exact[4], rtol=1e-6, atol=1e-12)
+    if length == 1:  # of one minus a cosine the error would be eps over near squared: at 1e-4 no digit is left
+        tolerance = {"rtol": 1e-6 / near + 1e-5, "atol": 1e-12}
+        torch.testing.assert_close(ours[0], exact[0], **tolerance)
+        for got, wanted in zip(ours[1:4], exact[1:4], strict=True):
+            largest = float(wanted.abs().max())
+            torch.testing.assert_close(got, wanted, rtol=0, atol=tolerance["rtol"] * largest)
+    else:
+        torch.testing.assert_close(ours[0], exact[0], rtol=1e-5, atol=1e-6)
 
 
 def test_small_temperature_is_finite():

@@ -148,12 +148,31 @@ def cosine_of_pairs(pairs: Pairs, run: Run, eps: float | Tensor = COSINE_EPS) ->
         return dot * _inverse_norm(norm0, eps) * _inverse_norm(norm1, eps)
 
 
-def _inverse_norm(squared_norm: Tensor, eps: float | Tensor) -> Tensor:
-    """``1 / max(norm, eps)``, with the zero gradient below eps that a bare square root does not have.
+def cosine_distance_of_pairs(pairs: Pairs, run: Run, eps: float = COSINE_EPS) -> Tensor:
+    """One minus the masked cosine of every pair, with its digits where views are near: 0 for views that are equal.
 
-    No rsqrt: its gradient is made of the result's cube, which a float32 does not hold for norms above 1e12.
+    ``(|x - y|^2 - (|x| - |y|)^2) / (2 |x| |y|)``: the difference is taken before the products.
     """
+    with no_autocast(pairs.z0):
+        table = pairs.table()
+        dot, norm0, norm1 = ops.products(pairs.z0, pairs.z1, table, run.backend)
+        length0, length1 = _length(norm0, eps), _length(norm1, eps)
+        inverse0, inverse1 = length0.reciprocal(), length1.reciprocal()
+        gap = ops.distance(Gap(pairs.z0, pairs.z1), table, run.backend)
+        near = (gap - (length0 - length1).square()) * inverse0 * inverse1 / 2
+        # Of views far apart in length it would be the difference of two large numbers.
+        is_near = (gap * inverse0 * inverse1 < 0.5) & (norm0 >= eps * eps) & (norm1 >= eps * eps)
+        return torch.where(is_near, near, 1 - dot * inverse0 * inverse1)
+
+
+def _length(squared_norm: Tensor, eps: float | Tensor) -> Tensor:
+    """``max(norm, eps)``, with the zero gradient below eps that a bare square root does not have."""
     least = eps * eps
     if isinstance(least, Tensor):
         least = least.to(squared_norm.dtype)
-    return torch.where(squared_norm < least, least, squared_norm).sqrt().reciprocal()
+    return torch.where(squared_norm < least, least, squared_norm).sqrt()
+
+
+def _inverse_norm(squared_norm: Tensor, eps: float | Tensor) -> Tensor:
+    """No rsqrt: its gradient is made of the result's cube, which a float32 does not hold for norms above 1e12."""
+    return _length(squared_norm, eps).reciprocal()

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from mast_ops import ops
 from mast_ops._checks import check_alike, check_choice, check_flag, check_floats
-from mast_ops._precision import no_autocast, widen
-from mast_ops.functional.distance import REDUCTIONS, Reduction, cosine_of_pairs, mean_gap
+from mast_ops._precision import largest_exponent, no_autocast, widen
+from mast_ops.functional.distance import REDUCTIONS, Reduction, cosine_distance_of_pairs, mean_gap
 from mast_ops.kinds import members
 from mast_ops.ops import Backend, Gap, Table
 from mast_ops.pairs import Granularity, Pairs, Uncertainty
@@ -154,7 +154,7 @@ def invariance(
     with no_autocast(pairs.z0):
         if distance == "squared" and (per_dimension or pairs.uncertainty is None):
             return _squared(pairs, run, normalize, reduction)
-        losses = 1 - cosine_of_pairs(pairs, run) if distance == "cosine" else _squared(pairs, run)
+        losses = cosine_distance_of_pairs(pairs, run) if distance == "cosine" else _squared(pairs, run)
         log_variance = pairs.log_variance()
         if log_variance is not None and normalize:
             doubt = own_column(log_variance, pairs.kind)
@@ -248,7 +248,7 @@ def own_column(x: Tensor, row: Tensor | None) -> Tensor:
 
 def _over_variance(x: Tensor, log_variance: Tensor) -> Tensor:
     """``x / v``, in two steps: 0 over a tiny variance stays 0, and what fits a float does not overflow on the way."""
-    half = torch.exp(-log_variance / 2)
+    half = torch.exp((-log_variance / 2).clamp_max(largest_exponent(log_variance.dtype)))
     # No distance has no gradient: not even where one over the variance is beyond a float, and 0 * inf would be NaN.
     half = torch.where((x == 0) & (half * half).isinf(), 1, half)
     return x * half * half

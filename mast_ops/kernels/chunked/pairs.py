@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mast_ops._precision import wide
+from mast_ops._precision import largest_exponent, wide
 from mast_ops.kernels.contract import Gap, Table
 
 # Elements in a tile: on CPU two or three of them fit a small third-level cache in float32.
@@ -185,7 +185,7 @@ def _values(gap: Gap, tile: _Tile) -> Tensor:
 
 def _certainty(log_variance: Tensor) -> Tensor:
     """One over the deviation, to multiply by twice: nothing over a tiny variance stays nothing."""
-    return log_variance.mul(-0.5).exp_()
+    return log_variance.mul(-0.5).clamp_max_(largest_exponent(log_variance.dtype)).exp_()
 
 
 class _GapGradients(NamedTuple):

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mast_ops._precision import widen
+from mast_ops._precision import largest_exponent, widen
 from mast_ops.kernels.contract import Gap, Table
 
 
@@ -32,7 +32,8 @@ def _values(gap: Gap) -> Tensor:
         return (z0 - z1).square()
     (log_variance,) = widen(gap.log_variance)
     # By the deviation before it is squared: nothing over a tiny variance stays nothing, and so does its gradient.
-    return gap.scale * (((z0 - z1) * (-0.5 * log_variance).exp()).square() + log_variance)
+    certainty = (-0.5 * log_variance).clamp_max(largest_exponent(log_variance.dtype)).exp()
+    return gap.scale * (((z0 - z1) * certainty).square() + log_variance)
 
 
 def _pool(x: Tensor, table: Table) -> Tensor:

@@ -7,14 +7,24 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from mast_ops._precision import largest_exponent
 from mast_ops.kernels.contract import Gap
 from mast_ops.kernels.triton._launch import readable
+
+LARGEST: tl.constexpr = tl.constexpr(largest_exponent(torch.float32))
 
 
 @triton.jit
 def read(x, rows, dims, stride_n, stride_d, inside):
     place = x + rows[:, None] * stride_n + dims[None, :] * stride_d
     return tl.load(place, mask=inside, other=0).to(tl.float32)
+
+
+@triton.jit
+def certainty_of(log_variance):
+    """One over the deviation, finite: nothing over a tiny variance stays nothing."""
+    exponent = -0.5 * log_variance
+    return tl.exp(tl.where(exponent > LARGEST, LARGEST, exponent))  # a NaN stays one
 
 
 @triton.jit

@@ -8,7 +8,7 @@ from torch import Tensor
 from mast_ops.kernels.contract import Gap
 from mast_ops.kernels.triton._launch import MANY, on, pairs_launch, power, precision, readable, split
 from mast_ops.kernels.triton._parts import shared, write
-from mast_ops.kernels.triton._tiles import Likelihood, dense, in_dtype_of, new_like, product, read
+from mast_ops.kernels.triton._tiles import Likelihood, certainty_of, dense, in_dtype_of, new_like, product, read
 
 _kernel = triton.jit(do_not_specialize=["splits"])  # any number of parts is summed by the same code
 
@@ -30,7 +30,7 @@ def _gap_sums(
         gap = read(z0, samples, dims, z0_n, z0_d, inside) - read(z1, samples, dims, z1_n, z1_d, inside)
         if log_variance is not None:
             v = read(log_variance, samples, dims, v_n, v_d, inside)
-            gap *= tl.exp(-0.5 * v)  # before the square: nothing over a tiny variance stays nothing
+            gap *= certainty_of(v)  # before the square: nothing over a tiny variance stays nothing
             gap = tl.load(scale + dims, mask=dims < D, other=0)[None, :] * (gap * gap + v)
         else:
             gap = gap * gap
@@ -63,7 +63,7 @@ def _gap_sums_backward(
     if log_variance is not None:
         v = read(log_variance, samples, dims, v_n, v_d, inside)
         slope *= tl.load(scale + dims, mask=dims < D, other=0)[None, :]
-        certainty = tl.exp(-0.5 * v)
+        certainty = certainty_of(v)
         gap *= certainty  # before the square, as in the forward pass
         tl.store(g_log_variance + place, slope * (1 - gap * gap), mask=inside)
         gap *= certainty

@@ -27,7 +27,16 @@ from mast_ops.kernels.triton._launch import (
     split,
 )
 from mast_ops.kernels.triton._parts import added, all_left, leave, shared, write
-from mast_ops.kernels.triton._tiles import Likelihood, dense, in_dtype_of, new_like, product, read, read_masks
+from mast_ops.kernels.triton._tiles import (
+    Likelihood,
+    certainty_of,
+    dense,
+    in_dtype_of,
+    new_like,
+    product,
+    read,
+    read_masks,
+)
 from mast_ops.kernels.triton.gap_sums import gap_sums, gap_sums_backward
 
 __all__ = ["distance", "distance_backward", "gap_sums", "gap_sums_backward", "products", "products_backward"]
@@ -95,7 +104,7 @@ def _distance(
         gap = read(z0, samples, dims, z0_n, z0_d, inside) - read(z1, samples, dims, z1_n, z1_d, inside)
         if log_variance is not None:
             v = read(log_variance, samples, dims, v_n, v_d, inside)
-            gap *= tl.exp(-0.5 * v)  # before the square: nothing over a tiny variance stays nothing
+            gap *= certainty_of(v)  # before the square: nothing over a tiny variance stays nothing
             gap = tl.load(scale + dims, mask=dims < D, other=0)[None, :] * (gap * gap + v)
         else:
             gap = gap * gap
@@ -198,7 +207,7 @@ def _distance_backward(
         if log_variance is not None:
             v = read(log_variance, samples, dims, v_n, v_d, inside)
             unit = tl.load(scale + dims, mask=dims < D, other=0)[None, :]
-            certainty = tl.exp(-0.5 * v)
+            certainty = certainty_of(v)
             gap *= certainty  # before the square, as in the forward pass
             tl.store(g_log_variance + place, unit * weight * (1 - gap * gap), mask=inside)
             slope = 2 * (unit * weight * gap) * certainty
