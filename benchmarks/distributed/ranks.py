@@ -11,7 +11,9 @@ import torch
 import torch.distributed as dist
 from torch import multiprocessing
 
-_context = multiprocessing.get_context("spawn")
+# Ranks are forked from a process that did nothing but import: torch takes seconds, once and not on every rank.
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload(["mast_ops", "torch._dynamo", "torch.distributed.fsdp"])
 
 
 class Ranks:
