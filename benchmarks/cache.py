@@ -69,7 +69,8 @@ def launched(dtype: torch.dtype) -> set[tuple[str, Shape]]:
         found |= {(name, shape) for _, shape in shapes(centres[1], settings)}
     # one N stands for all: kernels are made for sizes that 16 divides, whatever they are
     found = {(name, shape._replace(n=_N)) for name, shape in found if name in _KERNELS}  # not moments: products alone
-    return {(name, shape) for name, shape in found if _KERNELS[name] is not _contrast or shape.d <= widest(dtype)}
+    longest = widest("contrast", dtype)
+    return {(name, shape) for name, shape in found if _KERNELS[name] is not _contrast or shape.d <= longest}
 
 
 def _sums(dtype: torch.dtype, d: int, rows: int, n: int = _N, row: torch.Tensor | None = None) -> None:
@@ -103,13 +104,16 @@ def _contrast(dtype: torch.dtype, d: int, rows: int, n: int = _N) -> None:
     from mast_ops.kernels.contract import Contrast
     from mast_ops.kernels.triton import contrast
 
-    z, ids, one = torch.ones(n, d, dtype=dtype), torch.arange(n), torch.tensor(1.0)
-    masks, grad = torch.ones(1, d), torch.ones(n, 1)  # one kernel for any number of masks
+    def empty(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    z, ids, one = empty(n, d, dtype=dtype), empty(n, dtype=torch.long), empty()
+    masks, grad = empty(1, d), empty(n, 1)  # one kernel for any number of masks
     problems = [
         (Contrast(z, z, masks, one, ids, ids), grad),
         (Contrast(z, z, masks, one, ids, ids, None, True), grad),
         (Contrast(z, None, masks, one, ids, None), grad),
-        (Contrast(z, z, torch.ones(min(rows, 2), d), one, ids, ids, ids % min(rows, 2)), grad[:, 0]),
+        (Contrast(z, z, empty(min(rows, 2), d), one, ids, ids, ids), grad[:, 0]),
     ]
     for problem, g in problems:
         contrast.forward(problem)

@@ -12,13 +12,16 @@ import json
 import math
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks import cache, sass
+from mast_ops._precision import is_half
 
 # H100 SXM5 as NVIDIA publishes it. Tensor cores, clock, memory, multiprocessors: "NVIDIA H100 Tensor Core GPU
 # Architecture", tables of the SXM5. Special functions, warps issued, shared memory: "CUDA C++ Programming Guide",
@@ -78,17 +81,31 @@ class _Plain(TorchDispatchMode):
         self.pieces = pieces
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
         name = func.overloadpacket.__name__
+        out = _answer(name, args, kwargs or {})
+        if out is None:
+            out = func(*args, **(kwargs or {}))
         if not func.is_view and not name.startswith(("empty", "new_empty", "detach")):
             tensors = [x for x in torch.utils._pytree.tree_leaves((args, out)) if isinstance(x, torch.Tensor)]
             product = name in ("mm", "addmm_")
             seconds = _moved(sum(x.nbytes for x in tensors))
             if product:
-                (m, k), n = (args[-2].shape, args[-1].shape[1])
-                seconds = max(seconds, 2 * m * n * k / (FLOPS * PROCESSORS * CLOCK))
+                left, right = [x for x in args if isinstance(x, torch.Tensor)][-2:]
+                flops = 2 * left.numel() * right.shape[1] * (1 if is_half(left.dtype) else 2)  # float32: in TF32
+                seconds = max(seconds, flops / (FLOPS * PROCESSORS * CLOCK))
             self.pieces.append(Piece("product" if product else name, seconds, seconds, "peak", product))
         return out
+
+
+def _answer(name: str, args: Any, named: dict[str, Any]) -> Any:
+    """What a device would say that has data: masks keep all, each anchor has one positive, and scores are moderate."""
+    if name == "_local_scalar_dense":
+        return args[0].dtype.is_floating_point and 1.0
+    if name == "repeat_interleave":
+        return torch.empty_like(args[0])
+    if name == "_to_copy" and named.get("device") == torch.device("cpu"):
+        return torch.zeros(args[0].shape, dtype=args[0].dtype)
+    return None
 
 
 def clocks(count: sass.Count, warps: float) -> dict[str, float]:
@@ -135,7 +152,8 @@ def trips(name: str, arguments: dict[str, Any], ttir: str = "") -> list[int]:
     at = arguments.get
     if name in ("logsumexp", "gradient", "_sums"):
         tiles = [(at("tiles"), 1)] if name == "logsumexp" else []
-        loops = [*tiles, (at("span"), at("BLOCK_N")), *([] if at("WHOLE") else [(at("width"), at("BLOCK_D"))])]
+        is_given = at("WHOLE") or arguments.get("b", ...) is None  # no loop makes the products
+        loops = [*tiles, (at("span"), at("BLOCK_N")), *([] if is_given else [(at("width"), at("BLOCK_D"))])]
     elif name in ("align", "unpack"):
         loops = [(at("width"), at("BLOCK_D")) if name == "align" else (at("masks"), 1), (at("splits"), 1)]
     else:  # one loop, or one after the other: a span of what is given, or all D dimensions, in steps of a constant
@@ -167,25 +185,43 @@ def pairs(n: int, d: int, k: int, both: bool) -> list[Piece]:
     return launched(work)
 
 
-def info_nce(n: int, d: int, k: int, both: bool, chunked: bool = False) -> list[Piece]:
-    from benchmarks import rival
+def info_nce(n: int, d: int, k: int, way: str, dtype: torch.dtype = torch.bfloat16) -> list[Piece]:
+    """Both ways, forward and backward. ``way``: one of ``_WAYS``; the first two are Triton's backend."""
+    from mast_ops.kernels.chunked import contrast as chunked
+    from mast_ops.kernels.chunked import units
     from mast_ops.kernels.contract import Contrast
     from mast_ops.kernels.triton import contrast
 
-    z0, z1 = (torch.empty(n, d, dtype=torch.bfloat16, device="meta") for _ in range(2))
+    z0, z1 = (torch.empty(n, d, dtype=dtype, device="meta") for _ in range(2))
     masks, one, ids = torch.empty(k, d, device="meta"), torch.empty((), device="meta"), torch.empty(n, device="meta")
     problem = Contrast(z0, z1, masks, one, ids.long(), ids.long(), None, True)
-    if chunked:
-        return launched(lambda: rival.both(problem))
-    return launched(lambda: contrast.fused(problem, (1.0, 1.0)) if both else contrast.forward(problem))
+    with (
+        patch("mast_ops.kernels.triton._plan.WIDE", 0 if way == "library" else math.inf),
+        patch.object(chunked, "units_of", lambda z: units.HalfUnits if is_half(dtype) else units.Units),  # as on CUDA
+    ):
+        return launched(lambda: (chunked if way == "chunked" else contrast).fused(problem, (1.0, 1.0)))
+
+
+_WAYS = {"kernels": "products by the kernels", "library": "products by the library", "chunked": "chunked"}
+
+
+def _all_pairs(d: int, k: int, way: str, dtype: torch.dtype = torch.bfloat16) -> dict[str, Callable[[], list[Piece]]]:
+    title = f"InfoNCE both, {_WAYS[way]}, N=32768 D={d} K={k}"
+    title += ", float32 in TF32" if dtype == torch.float32 else ""
+    return {title: partial(info_nce, 32768, d, k, way, dtype)}
 
 
 TARGETS: dict[str, Callable[[], list[Piece]]] = {
-    "pairs forward, N=4096 D=8192 K=15": lambda: pairs(4096, 8192, 15, False),
-    "pairs both, N=4096 D=8192 K=15": lambda: pairs(4096, 8192, 15, True),
-    "InfoNCE both, N=32768 D=256 K=15": lambda: info_nce(32768, 256, 15, True),
-    "InfoNCE both by products of chunks, N=32768 D=256 K=15": lambda: info_nce(32768, 256, 15, True, chunked=True),
+    "pairs forward, N=4096 D=8192 K=15": partial(pairs, 4096, 8192, 15, False),
+    "pairs both, N=4096 D=8192 K=15": partial(pairs, 4096, 8192, 15, True),
+    **_all_pairs(256, 15, "kernels"),
+    **_all_pairs(256, 15, "library"),
 }
+for _d in (512, 1024, 2048, 4096):
+    for _way in _WAYS:
+        TARGETS |= _all_pairs(_d, 1, _way)
+        if _way != "kernels":  # for float32 they multiply three times in TF32
+            TARGETS |= _all_pairs(_d, 1, _way, torch.float32)
 
 
 def summary(pieces: list[Piece]) -> list[dict[str, Any]]:
@@ -205,12 +241,16 @@ def summary(pieces: list[Piece]) -> list[dict[str, Any]]:
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser("python -m benchmarks.predict", description=__doc__)
+    parser.add_argument("--only", default="", metavar="PATTERN", help="titles in which this expression is found")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args(argv)
     tables = {}
     for title, make in TARGETS.items():
+        if not re.search(args.only, title):
+            continue
         tables[title] = summary(make())
-        print(f"\n{title}, bfloat16, H100 SXM5; predicted, not measured\n")
+        dtype = "" if "float" in title else ", bfloat16"
+        print(f"\n{title}{dtype}, H100 SXM5; predicted, not measured\n")
         print("| kernel | launches | overlapped, ms | in turn, ms | limit |\n| --- | ---: | ---: | ---: | --- |")
         for row in tables[title]:
             print("| {kernel} | {launches} | {overlapped:.3f} | {in turn:.3f} | {limit} |".format(**row))

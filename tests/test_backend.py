@@ -55,12 +55,21 @@ def test_compile_takes_any_number_of_masks_and_any_mixture_of_dtypes(monkeypatch
 
 @pytest.mark.parametrize(("dtype", "widest"), [(torch.bfloat16, 1024), (torch.float16, 1024), (torch.float32, 256)])
 def test_auto_on_a_gpu_leaves_wide_pairs_to_products(dtype, widest, monkeypatch):
+    """But half precision alone where anchors read masks of their own: else Triton's backend has products too."""
     monkeypatch.setattr(dispatch, "_forced", "auto")
     monkeypatch.setattr(dispatch, "_HAS_TRITON", True)
     for dim, wanted in ((widest, "triton"), (widest + 1, "chunked")):
         z = SimpleNamespace(device=torch.device("cuda"), shape=(4, dim), dtype=dtype)
-        assert dispatch.resolve("auto", "contrast", z, held=10**6) == wanted
+        assert dispatch.resolve("auto", "contrast by row", z, held=10**6) == wanted
+        of_all = "triton" if dtype != torch.float32 else wanted
+        assert dispatch.resolve("auto", "contrast", z, held=10**6) == of_all
         assert dispatch.resolve("auto", "pairs", z, held=10**6) == "triton"
+
+
+def test_the_operators_name_says_whether_anchors_have_masks_of_their_own():
+    problem = make_case("contrast", 4, 3, 2).arguments[0]
+    by_row = problem._replace(row=torch.zeros(4, dtype=torch.long))
+    assert [dispatch.all_pairs(x) for x in (problem, by_row)] == ["contrast", "contrast by row"]
 
 
 def test_auto_on_cpu(monkeypatch):

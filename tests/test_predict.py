@@ -3,6 +3,7 @@
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from benchmarks import predict, sass
 
@@ -104,6 +105,20 @@ def test_twice_the_dimensions_are_twice_the_products_and_no_more_exponentials(mo
 def test_loops_go_through_spans_and_dimensions() -> None:
     assert predict.trips("gradient", {"span": 640, "width": 256, "BLOCK_N": 64, "BLOCK_D": 64}) == [10, 4]
     assert predict.trips("pack", {"D": 130}, "scf.for %a = %b to %c step %c64_i32") == [3]
+
+
+def test_products_that_are_given_have_no_loop_over_dimensions() -> None:
+    assert predict.trips("gradient", {"span": 640, "width": 8192, "BLOCK_N": 64, "BLOCK_D": 64, "b": None}) == [10]
+
+
+@pytest.mark.parametrize(("dtype", "rate"), [(torch.bfloat16, 1), (torch.float32, 2)])
+def test_chunked_is_counted_without_data(dtype: torch.dtype, rate: int) -> None:
+    """Few scores are kept: three products, each of 2 N^2 D operations, in TF32 at half the rate."""
+    pytest.importorskip("triton")
+    n, d = 2048, 512
+    pieces = [x for x in predict.info_nce(n, d, 1, "chunked", dtype) if x.name == "product"]
+    least = rate * 2 * n * n * d / (predict.FLOPS * predict.PROCESSORS * predict.CLOCK)
+    assert [x.overlapped for x in pieces] == [pytest.approx(least)] * 3
 
 
 def test_a_loop_of_one_turn_may_be_gone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -43,13 +43,34 @@ def test_no_program_does_what_it_may_not(name: str) -> None:
 @pytest.mark.parametrize("name", ["distance", "products of one row", "contrast both ways", "contrast of itself"])
 def test_nor_with_the_tiles_of_a_gpu(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A tile and a remainder of each side, in half precision; the tests above have several masks."""
-    monkeypatch.setattr(_launch, "INTERPRETED", False)
-    for module in ("_launch", "_plan"):
-        monkeypatch.setattr(f"mast_ops.kernels.triton.{module}.TILE", 128)
+    gpu_tiles(monkeypatch)
+    monkeypatch.setattr("mast_ops.kernels.triton._plan.WIDE", 256)
     case = make_case(name, 130, 70, 1, dtype=torch.float16, density=0.6)
     with strict() as launched:
         sum(x.sum() for x in case.fused(*case.leaves(), backend="triton")).backward()
     assert launched
+
+
+def gpu_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_launch, "INTERPRETED", False)
+    for module in ("_launch", "_plan", "wide"):
+        monkeypatch.setattr(f"mast_ops.kernels.triton.{module}.TILE", 128)
+
+
+@pytest.mark.parametrize("n", [20, 130], ids=["less than a tile", "two stripes of two tiles"])
+@pytest.mark.parametrize("name", ["contrast both ways", "contrast of itself", "sigmoid"])
+def test_nor_where_torch_multiplies(name: str, n: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows that are longer than the kernels' own products are for, with the tiles of a GPU."""
+    gpu_tiles(monkeypatch)
+    case = make_case(name, n, 40, 1, dtype=torch.float16, density=0.6)
+    assert _launch.WIDE < 40
+    with strict() as launched:
+        outputs = case.fused(*case.leaves(), backend="triton")
+        sum(x.sum() for x in outputs).backward()
+    assert launched
+    # What torch reads and nobody wrote is not a number.
+    wanted = case.plain(*case.leaves(torch.float64))
+    torch.testing.assert_close(outputs, wanted, rtol=0, atol=0.02, check_dtype=False)
 
 
 def test_sigmoids_neither() -> None:

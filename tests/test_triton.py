@@ -27,7 +27,7 @@ triton = pytest.importorskip("triton")
 if not CUDA and isinstance(triton.language.sum, triton.runtime.JITFunction):
     raise RuntimeError("triton was imported before TRITON_INTERPRET=1 was set, see tests/conftest.py")
 
-from mast_ops.kernels.triton import _launch, _parts, contrast, contrast_kernels, pairs  # noqa: E402
+from mast_ops.kernels.triton import _launch, _parts, contrast, contrast_kernels, pairs, wide  # noqa: E402
 from mast_ops.kernels.triton._plan import Plan  # noqa: E402
 
 DEVICE = torch.device("cuda" if CUDA else "cpu")
@@ -129,10 +129,13 @@ def test_pairs_read_any_strides(own: bool) -> None:
     check_pairs("gap_sums", (gap, 3, table.row), SLACK_PAIRS[torch.float32])
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_operators_run_them(name: str) -> None:
+LONG = [(name, 300 if CUDA else 40) for name in NAMES if name.startswith("sigmoid")]  # of contrast there are more below
+
+
+@pytest.mark.parametrize(("name", "d"), [*((name, 9) for name in NAMES), *LONG])
+def test_operators_run_them(name: str, d: int) -> None:
     """From the operator down: dispatch, registration, gradients."""
-    case = make_case(name, 20, 9, 3, dtype=torch.float32, device=DEVICE.type, density=0.6)
+    case = make_case(name, 20, d, 3, dtype=torch.float32, device=DEVICE.type, density=0.6)
     fused, plain_in = case.leaves(), case.leaves(torch.float64)
     got, wanted = case.fused(*fused, backend="triton"), case.plain(*plain_in)
     torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5, check_dtype=False)
@@ -218,11 +221,15 @@ def test_contrast(n: int, c: int, d: int, r: int, dtype: torch.dtype, form: str)
     check_contrast(contrast_case(n, c, d, r, dtype, form, 0.1), SLACK_CONTRAST[dtype])
 
 
+LENGTHS = pytest.mark.parametrize("d", [12, 300 if CUDA else 40], ids=["short rows", "long rows"])  # products by torch
+
+
+@LENGTHS
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("dtype", [torch.float32, *HALVES])
-def test_contrast_at_low_temperature(dtype: torch.dtype, form: str) -> None:
+def test_contrast_at_low_temperature(dtype: torch.dtype, form: str, d: int) -> None:
     # The scores are 20 times those of the test above, and so are their errors.
-    check_contrast(contrast_case(20, 20, 12, 2, dtype, form, 0.005), 20 * SLACK_CONTRAST[dtype])
+    check_contrast(contrast_case(20, 20, d, 2, dtype, form, 0.005), 20 * SLACK_CONTRAST[dtype])
 
 
 @pytest.mark.parametrize("dtype", HALVES)
@@ -269,9 +276,10 @@ def test_contrast_reads_any_strides_and_one_mask_a_launch(form: str, monkeypatch
     check_contrast(problem._replace(z0=random(33, 20).T, z1=z1), SLACK_CONTRAST[torch.float32])
 
 
-def test_gradients_of_tiny_losses_survive_half_precision() -> None:
+@LENGTHS
+def test_gradients_of_tiny_losses_survive_half_precision(d: int) -> None:
     """The mean over many anchors weighs each so little that float16 would hold no weight of a negative."""
-    case = contrast_case(20, 20, 12, 2, torch.float16, "cross both ways", 0.1)
+    case = contrast_case(20, 20, d, 2, torch.float16, "cross both ways", 0.1)
     lse = contrast.forward(case).lse
     one, small = torch.ones_like(lse[0]), torch.full_like(lse[0], 1e-9)
     big, tiny = contrast.backward(case, (one, one), lse), contrast.backward(case, (small, small), lse)
@@ -279,10 +287,11 @@ def test_gradients_of_tiny_losses_survive_half_precision() -> None:
         torch.testing.assert_close(x, y * 1e9, rtol=1e-3, atol=1e-3 * float(x.abs().max()))
 
 
+@LENGTHS
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 @pytest.mark.parametrize("form", ["cross both ways", "self"])
-def test_contrast_keeps_what_is_not_finite_in_a_skipped_column(form: str, bad: float) -> None:
-    problem = contrast_case(20, 18, 7, 2, torch.float32, form, 0.1)
+def test_contrast_keeps_what_is_not_finite_in_a_skipped_column(form: str, bad: float, d: int) -> None:
+    problem = contrast_case(20, 18, d, 2, torch.float32, form, 0.1)
     problem.z0[3, 4], problem.masks[:, 4] = bad, 0
     rows, other = contrast.forward(problem).losses
     assert not rows[3].isfinite().any()
@@ -293,8 +302,9 @@ def test_contrast_keeps_what_is_not_finite_in_a_skipped_column(form: str, bad: f
         assert not other.isfinite().any()
 
 
-def test_zero_rows_and_zero_masks_are_finite() -> None:
-    problem = contrast_case(20, 20, 7, 2, torch.float32, "cross both ways", 0.1)
+@LENGTHS
+def test_zero_rows_and_zero_masks_are_finite(d: int) -> None:
+    problem = contrast_case(20, 20, d, 2, torch.float32, "cross both ways", 0.1)
     problem.z0[3], problem.z1[5] = 0, 0
     losses, lse = contrast.forward(problem)
     grads = contrast.backward(problem, losses, lse)
@@ -454,8 +464,9 @@ class Held(TorchDispatchMode):
 
 
 def gpu_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"INTERPRETED": False, "TILE": 128, "FEW": 264, "PARTS": 33}.items():
-        for module in ("_launch", "_plan", "contrast"):
+    gpus = {"INTERPRETED": False, "TILE": 128, "FEW": 264, "PARTS": 33}
+    for name, value in (gpus | {"WIDE": 256, "SCORES": 2**23, "WEIGHTS": 2**26}).items():
+        for module in ("_launch", "_plan", "contrast", "wide"):
             monkeypatch.setattr(f"mast_ops.kernels.triton.{module}.{name}", value, raising=module == "_launch")
 
 
@@ -467,6 +478,39 @@ def test_large_all_pairs_take_less_than_100_megabytes(monkeypatch: pytest.Monkey
     with Held() as memory:
         fused(monkeypatch, problem)
     assert memory.peak - 2 * problem.z0.nbytes <= 100e6
+
+
+@pytest.mark.parametrize("n", [1 << 14, 1 << 16])
+def test_long_rows_hold_a_tile_of_scores_and_a_stripe_of_weights(n: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside the gradients: both sides packed, one side's sums and one mask's part of them in float32. No tensor has
+    data: nothing waits for any."""
+    gpu_tiles(monkeypatch)
+    problem = without_data(n, 512, 15, True, torch.bfloat16)
+    with Held() as memory:
+        fused(monkeypatch, problem)
+    assert memory.peak - 2 * problem.z0.nbytes <= 6 * problem.z0.nbytes + 32 * 2**20 + 64 * 2**20 + 60e6 < n * n
+
+
+@pytest.mark.parametrize("form", ["cross both ways", "self"])
+def test_long_rows_are_multiplied_by_the_library(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several stripes of several tiles: the scores once forward and once for each side's gradient, and that."""
+    stripes, tiles = (3, 2) if not CUDA else (1, 1)
+    case = contrast_case(40, 40, 300 if CUDA else 40, 1, torch.float16, form, 0.1)
+    products = ("mm", "mm_dtype", "addmm")
+    with Launches(monkeypatch) as launched:
+        contrast.fused(case, (1.0, 1.0))
+    sides = 1 if form == "self" else 2
+    assert sum(name in products for name in launched.names) == stripes * (tiles + sides * (tiles + 1))
+    assert launched.names.count("gradient") == sides * stripes * tiles
+
+
+def test_stripes_and_tiles_hold_as_much_as_they_may(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four tiles a stripe for any number of rows, down to stripes of 128, and never more than there is."""
+    gpu_tiles(monkeypatch)
+    for n, height, width in ((100, 128, 128), (32768, 1024, 8192), (1 << 17, 256, 1 << 15), (1 << 20, 128, 1 << 16)):
+        plan = Plan(without_data(n, 300, 1, True, torch.bfloat16))
+        tiles = wide.Tiles(plan, plan.anchors, plan.candidates)
+        assert (tiles.height, tiles.width) == (height, width)
 
 
 @pytest.mark.parametrize("form", ["cross both ways", "cross own", "self", "self own"])
@@ -484,11 +528,11 @@ def test_gradients_of_one_mask_a_launch_are_those_of_all(form: str, monkeypatch:
 def test_statistics_of_candidates_do_not_grow_with_anchors(n: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """In bytes: a few numbers a candidate, however many tiles of anchors there are."""
     with Largest() as memory:
-        said = fused(monkeypatch, without_data(n, 64, 15, True))
+        said = fused(monkeypatch, without_data(n, 32, 15, True))
     parts = [given[i] for name, given in said if name == "logsumexp" for i in (10, 11)]
     assert parts
     assert all(x <= 4 * max(_launch.PARTS, 15) * n for x in parts)
-    assert 4 * memory.numel <= max(_launch.ROOM, 8 * max(n * 64, n * 15))
+    assert 4 * memory.numel <= max(_launch.ROOM, 8 * max(n * 32, n * 15))
 
 
 @pytest.mark.skipif(CUDA, reason="counted by the interpreter")

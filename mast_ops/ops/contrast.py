@@ -10,7 +10,7 @@ from mast_ops.kernels.contract import Both, Contrast, Contrasted, ContrastFormul
 from mast_ops.kernels.eager import contrast as eager
 from mast_ops.ops import ring
 from mast_ops.ops._library import with_gradient
-from mast_ops.ops.backend import Backend, contrast_kernels, plain, resolve, resolve_kernels
+from mast_ops.ops.backend import Backend, all_pairs, contrast_kernels, plain, resolve, resolve_kernels
 
 _formulas: ContrastFormulas = eager
 _INPUTS = (
@@ -26,7 +26,8 @@ def contrast(problem: Contrast, distributed: bool = False, backend: Backend = "a
     The scores are computed again in the backward pass. ``distributed``: against the candidates of all ranks, see
     :mod:`mast_ops.ops.ring`; the positives are then those of the own rank.
     """
-    resolved = (resolve_kernels if distributed else resolve)(backend, "contrast", problem.z0, _num_scores(problem))
+    choose = resolve_kernels if distributed else resolve
+    resolved = choose(backend, all_pairs(problem), problem.z0, _num_scores(problem))
     if resolved in ("eager", "compile"):
         return plain(resolved, _formulas.losses)(problem)
     rows, other, _, _ = (_over_ranks if distributed else _contrast)(*problem, resolved)
@@ -39,7 +40,7 @@ def contrast_mean(problem: Contrast, backend: Backend = "auto") -> Tensor:
     Where a gradient will be wanted it is made in the forward pass: what is saved are gradients of the inputs'
     sizes, and the scores need not be computed again. Triton keeps those of bfloat16 embeddings in bfloat16.
     """
-    resolved = resolve(backend, "contrast", problem.z0, _num_scores(problem))
+    resolved = resolve(backend, all_pairs(problem), problem.z0, _num_scores(problem))
     leaves = problem.z0, problem.z1, problem.masks, problem.inverse_temperature
     learned = any(x is not None and x.requires_grad for x in leaves)
     if resolved in ("eager", "compile") or not (learned and torch.is_grad_enabled()):

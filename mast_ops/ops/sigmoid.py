@@ -10,7 +10,7 @@ from mast_ops.kernels.contract import Contrast, SigmoidFormulas
 from mast_ops.kernels.eager import sigmoid as eager
 from mast_ops.ops import ring
 from mast_ops.ops._library import with_gradient
-from mast_ops.ops.backend import Backend, plain, resolve, resolve_kernels, sigmoid_kernels
+from mast_ops.ops.backend import Backend, all_pairs, plain, resolve, resolve_kernels, sigmoid_kernels
 
 _formulas: SigmoidFormulas = eager
 _INPUTS = (
@@ -26,7 +26,7 @@ def sigmoid(problem: Contrast, bias: Tensor, distributed: bool = False, backend:
     ``distributed``: against the candidates of all ranks, with their sample ids.
     """
     held = len(problem.z0) * len(problem.candidates) * problem.num_rows
-    resolved = (resolve_kernels if distributed else resolve)(backend, "contrast", problem.z0, held)
+    resolved = (resolve_kernels if distributed else resolve)(backend, all_pairs(problem), problem.z0, held)
     if resolved in ("eager", "compile"):
         return plain(resolved, _formulas.losses)(problem, bias)
     return cast(Tensor, (_over_ranks if distributed else _sigmoid)(*_flat(problem, bias), resolved)[0])
@@ -35,7 +35,7 @@ def sigmoid(problem: Contrast, bias: Tensor, distributed: bool = False, backend:
 def sigmoid_mean(problem: Contrast, bias: Tensor, backend: Backend = "auto") -> Tensor:
     """Mean of those over anchors and rows of the masks; gradients that are wanted are made in the forward pass."""
     held = len(problem.z0) * len(problem.candidates) * problem.num_rows
-    resolved = resolve(backend, "contrast", problem.z0, held)
+    resolved = resolve(backend, all_pairs(problem), problem.z0, held)
     leaves = *problem[:4], bias
     learned = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in leaves)
     if resolved in ("eager", "compile") or not learned:

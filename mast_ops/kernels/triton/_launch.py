@@ -17,6 +17,9 @@ TILE = 16 if INTERPRETED else 128
 MANY, FEW = (4, 4) if INTERPRETED else (528, 264)
 # Rows of several masks are packed for one launch while they, and their gradients, take no more bytes than this.
 ROOM = 64 * 2**20
+# Where products of all pairs are the library's: rows longer than this; scores of a tile, which stay in the GPU's L2 in
+# float32; bytes of their gradients for a stripe of rows and all columns, whose product then sums by itself.
+WIDE, SCORES, WEIGHTS = (32, 512, 2048) if INTERPRETED else (256, 2**23, 2**26)
 # Partial results for each candidate, over tiles of anchors of all masks of a launch.
 PARTS = 4 if INTERPRETED else 33
 # Splitting a sum among programs leaves partial results in memory. Those of pairs are small; others bound their own.
@@ -70,6 +73,8 @@ _TABLE: dict[str, tuple[Launch, Launch | None]] = {
     "logsumexp_whole": (Launch(128, 64, 8, 3), None),  # at two stages nothing hides the next tile's copies
     "gradient": (Launch(64, 64, 8, 3), Launch(64, 32, 8, 3)),
     "gradient_whole": (Launch(64, 64, 8, 3), None),
+    # Of products by the library. As many columns as rows are padded to: weights are written to the last.
+    "scored": (Launch(32, 128, 8, 2), Launch(32, 128, 8, 2)),
 }
 _DEPTH = ((64, 256, 256), (32, 128, 0))  # step, the largest slice, the longest whole rows
 _TINY, _TINY_DEPTH = Launch(16, 16, 1, 1), (16, 32, 32)

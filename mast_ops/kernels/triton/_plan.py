@@ -10,7 +10,7 @@ from mast_ops._precision import is_half
 from mast_ops.kernels.contract import Contrast
 from mast_ops.kernels.triton import _launch
 from mast_ops.kernels.triton import contrast_kernels as kernels
-from mast_ops.kernels.triton._launch import TILE, Launch, depth, launch, readable
+from mast_ops.kernels.triton._launch import TILE, WIDE, Launch, depth, launch, readable
 
 
 @dataclass
@@ -43,6 +43,7 @@ class Plan:
         (z0,) = readable(problem.z0)
         self.dtype = z0.dtype
         self.depth = depth(self.dtype, self.d)
+        self.is_wide = problem.row is None and self.d > WIDE
         self.fixed = problem.inverse_temperature.abs() <= kernels.RANGE.value
         # Packed rows have one length: float16 holds them with three bits more than bfloat16.
         self.unit_dtype = torch.float16 if is_half(problem.z0.dtype) else torch.float32
@@ -114,8 +115,8 @@ class Plan:
             kernels.pack[triton.cdiv(side.padded, tile.rows), masks.stop - masks.start](
                 side.z, side.order, side.bounds[masks], self.masks[masks], self.kept[masks], self.count[masks],
                 side.packed, side.inverse_norm, *side.z.stride(), self.d, self.depth.width, side.padded,
-                TILE, self.depth.step, tile.rows, min(tile.columns, self.depth.step), self.depth.is_whole,
-                **tile.options,
+                TILE, self.depth.step, tile.rows, min(tile.columns, self.depth.step),
+                self.depth.is_whole or self.is_wide, **tile.options,
             )  # fmt: skip
 
 

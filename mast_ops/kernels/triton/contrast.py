@@ -3,7 +3,8 @@
 ``pack`` writes the masked, normalised rows without the dimensions that a mask drops, so that the products cost what it
 keeps; ``logsumexp`` goes through the scores tile by tile; ``gradient`` does so again and multiplies the softmax with
 the rows of the other side; ``align`` and ``unpack`` take that back to z and the masks. Each is one launch for all masks
-whose packed rows fit a room of bounded size.
+whose packed rows fit a room of bounded size. Long rows are multiplied by the library, one mask after the other, see
+:mod:`mast_ops.kernels.triton.wide`.
 
 Anchors and candidates are sorted by sample id, within their mask where each anchor has one. The positives of an
 anchor are then an interval of candidates: no ids in the kernels, and only tiles on the way look for positives.
@@ -19,7 +20,8 @@ from mast_ops._precision import kept
 from mast_ops.kernels.contract import Both, Contrast, Contrasted, ContrastGradients, unit_of
 from mast_ops.kernels.triton import contrast_kernels as kernels
 from mast_ops.kernels.triton._launch import FEW, PARTS, launch, on, precision, split
-from mast_ops.kernels.triton._plan import Plan, Side
+from mast_ops.kernels.triton._plan import Plan
+from mast_ops.kernels.triton.wide import Tiles
 
 MOST_SPLITS = 8  # of the gradient of packed rows, which is as large as z
 
@@ -33,7 +35,7 @@ def _forward(plan: Plan) -> Contrasted:
     problem, n, c = plan.problem, len(plan.anchors.order), len(plan.candidates.order)
     rows = plan.empty(2, problem.num_rows, n)
     columns = plan.empty(2, plan.r, c if problem.both_ways else 0)
-    _statistics(plan, rows, columns)
+    (_wide_statistics if plan.is_wide else _statistics)(plan, rows, columns)
     of_rows = _losses(plan, rows, 0)
     none = plan.empty(0, plan.r), plan.empty(0, plan.r)
     other = _losses(plan, columns, 1) if problem.both_ways else none
@@ -64,7 +66,7 @@ def _statistics(plan: Plan, rows: Tensor, columns: Tensor) -> None:
                 plan.low, plan.high, plan.itself, problem.inverse_temperature,
                 *row_parts, *((None, None) if column_parts is None else column_parts),
                 c, plan.depth.width, span, tiles, plan.anchors.padded, plan.candidates.padded,
-                n, 0 if own else splits * n, precision(plan.dtype),
+                n, 0 if own else splits * n, None, None, precision(plan.dtype),
                 tile.rows, tile.columns, block, plan.depth.step, plan.depth.is_whole, **tile.options,
             )  # fmt: skip
         if not own:
@@ -73,6 +75,30 @@ def _statistics(plan: Plan, rows: Tensor, columns: Tensor) -> None:
             _sum(plan, column_parts[:, :size], columns[:, masks])
     if own:  # each anchor is in one group or another
         _sum(plan, row_parts, rows)
+
+
+def _wide_statistics(plan: Plan, rows: Tensor, columns: Tensor) -> None:
+    """The same where products are the library's."""
+    problem, tiles = plan.problem, Tiles(plan, plan.anchors, plan.candidates)
+    n, c, tile = rows.shape[2], len(plan.candidates.order), tiles.tile
+    row_parts = plan.empty(2, 1, tiles.parts, n)
+    column_parts = plan.empty(2, 1, tiles.blocks, c) if problem.both_ways else None
+    for masks in plan.groups():
+        plan.pack(masks)
+        for r in range(masks.start, masks.stop):
+            if column_parts is not None:
+                column_parts[1].zero_()
+            for one in tiles.of(r - masks.start):
+                kernels.logsumexp[tiles.grid(one)](
+                    one.products, None, plan.anchors.bounds[r:], plan.count[r:],
+                    plan.low, plan.high, plan.itself, problem.inverse_temperature,
+                    *row_parts[:, 0, tiles.part(one) :], *((None, None) if column_parts is None else column_parts),
+                    c, one.products.shape[1], tiles.span, 1, 0, 0, n, 0, *one.first, precision(plan.dtype),
+                    tile.rows, tile.columns, plan.depth.step, plan.depth.step, False, **tile.options,
+                )  # fmt: skip
+            _sum(plan, row_parts, rows[:, r : r + 1])
+            if column_parts is not None:
+                _sum(plan, column_parts, columns[:, r : r + 1])
 
 
 def _sum(plan: Plan, parts: Tensor, out: Tensor) -> None:
@@ -183,7 +209,11 @@ class Pull:
         plan, swapped = self.plan, bool(i)
         side, across = (plan.candidates, plan.anchors) if swapped else (plan.anchors, plan.candidates)
         directions = self.directions[::-1] if swapped else self.directions
-        tile, size = plan.launch("gradient"), masks.stop - masks.start
+        size = masks.stop - masks.start
+        if plan.is_wide:
+            self._unpack(i, masks, self._wide(i, masks, directions), (total, add))
+            return
+        tile = plan.launch("gradient")
         row_tiles, slices = triton.cdiv(len(side.order), tile.rows), plan.depth.width // plan.depth.slice
         busy = plan.row_tiles(side, tile.rows) * slices
         splits, span = split(len(across.order), tile.columns, busy, FEW, MOST_SPLITS)
@@ -195,16 +225,33 @@ class Pull:
                 plan.low, plan.high, plan.itself, plan.problem.inverse_temperature, plan.bias,
                 *(x for one in directions for x in (none if one is None else one.of_masks(masks))), grad,
                 plan.depth.width, span, splits, side.padded, across.padded,
-                *(0 if one is None else one.stride for one in directions), swapped, precision(plan.dtype),
+                *(0 if one is None else one.stride for one in directions), None, None, swapped, precision(plan.dtype),
                 tile.rows, tile.columns, block, plan.depth.slice_of(block), plan.depth.step, plan.depth.is_whole,
                 **tile.options,
             )  # fmt: skip
-        alignment, g_mask = self._unpack(side, masks, grad, (total, add))
-        torch.sum(g_mask, 1, out=self.g_masks[i, masks])
-        torch.sum(alignment, 1, out=self.alignment[i, masks])
+        self._unpack(i, masks, grad, (total, add))
 
-    def _unpack(self, side: Side, masks: slice, grad: Tensor, out: tuple[Tensor, bool]) -> tuple[Tensor, Tensor]:
+    def _wide(self, i: int, masks: slice, directions: tuple["Direction | None", ...]) -> Tensor:
+        """Gradients of packed rows where products are the library's: (masks, 1, rows, width)."""
+        plan, swapped = self.plan, bool(i)
+        side, across = (plan.candidates, plan.anchors) if swapped else (plan.anchors, plan.candidates)
+        tiles, none = Tiles(plan, side, across), (None, None, None)
+        grad, tile = plan.empty(masks.stop - masks.start, 1, *side.packed.shape[1:]), tiles.tile
+        for r in range(masks.start, masks.stop):
+            given = [x for one in directions for x in (none if one is None else one.of_masks(slice(r, r + 1)))]
+            for one, weights in tiles.pull(r - masks.start, grad[r - masks.start, 0]):
+                kernels.gradient[tiles.grid(one)](
+                    one.products, None, side.bounds[r:], across.bounds[r:], plan.count[r:],
+                    plan.low, plan.high, plan.itself, plan.problem.inverse_temperature, plan.bias, *given, weights,
+                    one.products.shape[1], tiles.span, tiles.splits, across.padded, 0, 0, 0, *one.first,
+                    swapped, precision(plan.dtype), tile.rows, tile.columns, plan.depth.step, plan.depth.step,
+                    plan.depth.step, False, **tile.options,
+                )  # fmt: skip
+        return grad
+
+    def _unpack(self, i: int, masks: slice, grad: Tensor, out: tuple[Tensor, bool]) -> None:
         plan, tile, (total, add) = self.plan, launch("unpack", self.plan.dtype), out
+        side = self.sides[i]
         (size, splits), n = grad.shape[:2], len(side.order)
         blocks, columns = triton.cdiv(n, tile.rows), min(tile.columns, plan.depth.step)
         alignment, g_mask = grad.new_zeros(size, side.padded), plan.empty(size, blocks, plan.d)
@@ -218,7 +265,8 @@ class Pull:
             *side.z.stride(), n, plan.d, plan.depth.width, side.padded, splits, size,
             add, tile.rows, columns, **tile.options,
         )  # fmt: skip
-        return alignment, g_mask
+        torch.sum(g_mask, 1, out=self.g_masks[i, masks])
+        torch.sum(alignment, 1, out=self.alignment[i, masks])
 
 
 def _losses(plan: Plan, sums: Tensor, side: int) -> tuple[Tensor, Tensor]:

@@ -58,6 +58,12 @@ def _scores(a, b, depth, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: 
     return score
 
 
+@triton.jit
+def _given(x, rows, columns, width):
+    """Where a tile stands in a matrix of ``width`` columns."""
+    return x + rows.to(tl.int64)[:, None] * width + columns[None, :]
+
+
 @_kernel
 def pack(
     z, order, bounds, mask, kept, count, packed, inverse_norm, stride_n, stride_d, D, width, padded,
@@ -101,7 +107,7 @@ def pack(
 @_kernel
 def logsumexp(
     a, b, bounds, count, low, high, itself, inverse_temperature, row_lse, row_sum, column_lse, column_sum,
-    C, width, span, tiles, a_rows, b_rows, part, of_rows, PRECISION: tl.constexpr,
+    C, width, span, tiles, a_rows, b_rows, part, of_rows, first_row, first_column, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, LEAST: tl.constexpr, WHOLE: tl.constexpr,
 ):  # fmt: skip
     """Tiles of anchors against a span of candidates: logsumexp of the scores, sum of those of positives.
@@ -110,12 +116,18 @@ def logsumexp(
 
     ``WHOLE``: rows are one block of dimensions, and the tile of anchors stays on the chip.
 
+    Without ``b``, ``a`` holds products that the library made, ``width`` of a row, from ``first_row`` and
+    ``first_column`` on. Launches come by columns and then by rows: what one leaves for candidates, one of the next rows
+    adds to.
+
     With ``column_lse`` also over the anchors of all ``tiles``, for each candidate: every tile adds to what the one
     before it left in memory. ``column_sum`` is zero before. All in units of log2.
     """
     r = tl.program_id(2)
     first, total = _segment(bounds, r)
     start = tl.program_id(0) * tiles * BLOCK_M
+    if b is None:
+        start += first_row
     if (start >= total) | _elsewhere(count + r, BLOCK_D, LEAST, WHOLE):
         return
     stop = tl.minimum(start + tiles * BLOCK_M, total)
@@ -124,9 +136,10 @@ def logsumexp(
     fixed = tl.abs(scale) <= RANGE
     scale *= LOG2E / (UNIT * UNIT)
     nothing = tl.where(fixed, 0.0, -float("inf"))  # in a sum of exponentials, or in a logsumexp
-    inner = tl.arange(0, BLOCK_D)
-    a += r.to(tl.int64) * a_rows * width + inner[None, :]
-    b += r.to(tl.int64) * b_rows * width + inner[None, :]
+    if b is not None:
+        inner = tl.arange(0, BLOCK_D)
+        a += r.to(tl.int64) * a_rows * width + inner[None, :]
+        b += r.to(tl.int64) * b_rows * width + inner[None, :]
     if column_lse is not None:
         column_lse += (r * tl.num_programs(0) + tl.program_id(0)).to(tl.int64) * C
         column_sum += (r * tl.num_programs(0) + tl.program_id(0)).to(tl.int64) * C
@@ -134,6 +147,9 @@ def logsumexp(
     row_sum += r * of_rows + tl.program_id(1) * part + first
     span_start = tl.program_id(1) * span
     span_stop = tl.minimum(span_start + span, C)
+    if b is None:
+        span_stop = first_column + tl.minimum(tl.minimum(span_start + span, width), C - first_column)
+        span_start += first_column
 
     for start_m in range(start, stop, BLOCK_M):
         rows = start_m + tl.arange(0, BLOCK_M)
@@ -146,9 +162,10 @@ def logsumexp(
             own = tl.load(itself + place)[:, None]
             own_first, own_last = tl.load(itself + first + start_m), tl.load(itself + last)
 
-        a_place = a + rows.to(tl.int64)[:, None] * width
-        if WHOLE:
-            a_tile = tl.load(a_place)
+        if b is not None:
+            a_place = a + rows.to(tl.int64)[:, None] * width
+            if WHOLE:
+                a_tile = tl.load(a_place)
         top = tl.full((BLOCK_M,), -float("inf"), tl.float32)
         mass = tl.zeros((BLOCK_M,), tl.float32)
         positive = tl.zeros((BLOCK_M,), tl.float32)
@@ -158,12 +175,17 @@ def logsumexp(
             columns = start_n + tl.arange(0, BLOCK_N)
             if column_lse is not None:
                 later = (columns < C) & (start_m > start)
+                if b is None:
+                    later = (columns < C) & (first_row > 0)
                 column = tl.load(column_lse + columns, mask=later, other=nothing)
-            b_place = b + columns.to(tl.int64)[:, None] * width
-            if WHOLE:
-                score = tl.dot(a_tile, tl.trans(tl.load(b_place)), input_precision=PRECISION) * scale
+            if b is None:
+                score = tl.load(_given(a, rows - first_row, columns - first_column, width)) * scale
             else:
-                score = _scores(a_place, b_place, depth, BLOCK_M, BLOCK_N, BLOCK_D, PRECISION) * scale
+                b_place = b + columns.to(tl.int64)[:, None] * width
+                if WHOLE:
+                    score = tl.dot(a_tile, tl.trans(tl.load(b_place)), input_precision=PRECISION) * scale
+                else:
+                    score = _scores(a_place, b_place, depth, BLOCK_M, BLOCK_N, BLOCK_D, PRECISION) * scale
 
             ragged = start_n + BLOCK_N > C
             if column_lse is not None:
@@ -214,7 +236,8 @@ def logsumexp(
 def gradient(
     a, b, row_bounds, column_bounds, count, low, high, itself, inverse_temperature, bias,
     row_lse, row_share, row_positives, column_lse, column_share, column_positives, grad,
-    width, span, splits, a_rows, b_rows, of_rows, of_columns, SWAPPED: tl.constexpr, PRECISION: tl.constexpr,
+    width, span, splits, a_rows, b_rows, of_rows, of_columns, first_row, first_column,
+    SWAPPED: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, SLICE: tl.constexpr, LEAST: tl.constexpr,
     WHOLE: tl.constexpr,
 ):  # fmt: skip
@@ -223,12 +246,17 @@ def gradient(
     The rows are anchors and b holds candidates, or the reverse when ``SWAPPED``. ``row_lse`` is there when the
     rows' own losses count, ``column_lse`` when those of the other side do: logsumexps where exponentials need them,
     else what multiplies these. With ``bias`` these are sigmoids.
+
+    Without ``b``, ``a`` holds products as it does for :func:`logsumexp`, and ``grad`` takes W itself, rows
+    ``a_rows`` apart, for the library to multiply.
     """
     r = tl.program_id(2)
     row_first, total_m = _segment(row_bounds, r)
     column_first, total_n = _segment(column_bounds, r)
     depth = _depth(count + r, BLOCK_D)
     start_m = tl.program_id(0) * BLOCK_M
+    if b is None:
+        start_m += first_row
     part, start_s = tl.program_id(1), 0
     if not WHOLE:
         part, start_s = part % splits, part // splits * SLICE
@@ -252,18 +280,26 @@ def gradient(
     scale *= LOG2E / (UNIT * UNIT)
     if bias is not None:
         offset = tl.load(bias) * LOG2E
-    inner, outer = tl.arange(0, BLOCK_D), start_s + tl.arange(0, SLICE)
-    a += (r.to(tl.int64) * a_rows + rows)[:, None] * width + inner[None, :]
-    b += r.to(tl.int64) * b_rows * width
-    if WHOLE:
-        a_tile = tl.load(a)
-    result = tl.zeros((BLOCK_M, SLICE), tl.float32)
     span_start = part * span
-    for start_n in range(span_start, tl.minimum(span_start + span, total_n), BLOCK_N):
+    span_stop = tl.minimum(span_start + span, total_n)
+    if b is None:
+        span_stop = first_column + tl.minimum(tl.minimum(span_start + span, width), total_n - first_column)
+        span_start += first_column
+    else:
+        inner, outer = tl.arange(0, BLOCK_D), start_s + tl.arange(0, SLICE)
+        a += (r.to(tl.int64) * a_rows + rows)[:, None] * width + inner[None, :]
+        b += r.to(tl.int64) * b_rows * width
+        if WHOLE:
+            a_tile = tl.load(a)
+        result = tl.zeros((BLOCK_M, SLICE), tl.float32)
+    for start_n in range(span_start, span_stop, BLOCK_N):
         columns = start_n + tl.arange(0, BLOCK_N)
         column_place = column_first + tl.minimum(columns, total_n - 1)
-        b_place = b + columns.to(tl.int64)[:, None] * width
-        if WHOLE:
+        if b is not None:
+            b_place = b + columns.to(tl.int64)[:, None] * width
+        if b is None:
+            score = tl.load(_given(a, rows - first_row, columns - first_column, width)) * scale
+        elif WHOLE:
             values = tl.load(b_place + inner[None, :])
             score = tl.dot(a_tile, tl.trans(values), input_precision=PRECISION) * scale
         else:
@@ -319,13 +355,17 @@ def gradient(
                 keep = keep & (position != own)
             weight = tl.where(keep, weight, 0.0)
 
-        if not WHOLE:
-            values = tl.load(
-                b_place + outer[None, :], mask=(outer < depth)[None, :], other=0
-            )  # past it nothing is packed
-        result = tl.dot(weight.to(values.dtype), values, result, input_precision=PRECISION)
-    grad += ((r * splits + part).to(tl.int64) * a_rows + rows)[:, None] * width
-    tl.store(grad + outer[None, :], result / UNIT)
+        if b is None:
+            tl.store(_given(grad, rows - first_row, columns - first_column, a_rows), weight.to(grad.dtype.element_ty))
+        else:
+            if not WHOLE:
+                values = tl.load(
+                    b_place + outer[None, :], mask=(outer < depth)[None, :], other=0
+                )  # past it nothing is packed
+            result = tl.dot(weight.to(values.dtype), values, result, input_precision=PRECISION)
+    if b is not None:
+        grad += ((r * splits + part).to(tl.int64) * a_rows + rows)[:, None] * width
+        tl.store(grad + outer[None, :], result / UNIT)
 
 
 @triton.jit
