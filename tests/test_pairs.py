@@ -747,7 +747,7 @@ def test_an_augmentation_that_never_differs_is_refused_by_sensitivity(boundary):
 def test_kinds_are_refused_under_compile_where_it_costs_nothing():
     compiled = torch.compile(MF.masked_distance, fullgraph=True, backend="aot_eager")
     compiled(Z, Z, M, kinds=TABLE, kind=KIND)
-    with pytest.raises(RuntimeError, match="kind: got an index out of range, wanted 0 to 3 for S=4"):
+    with pytest.raises(RuntimeError, match="kind: got an index out of range, wanted a row of the table"):
         compiled(Z, Z, M, kinds=TABLE, kind=KIND + 1)
     compiled = torch.compile(MF.subspace_sensitivity, fullgraph=True, backend="aot_eager")
     compiled(Z, Z.flip(0), M, kinds=TABLE, kind=KIND)

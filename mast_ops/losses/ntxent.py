@@ -100,7 +100,6 @@ class SubspaceNTXentLoss(SubspaceLoss):
                 "gather_distributed: got True beside a memory bank, wanted False: a bank is of its own rank"
             )
         self.memory_bank = None if size is None else MemoryBank(size)
-        self.register_load_state_dict_pre_hook(say_other_bank)  # type: ignore[no-untyped-call]
 
     @override
     def __setattr__(self, name: str, value: Any) -> None:
@@ -108,6 +107,12 @@ class SubspaceNTXentLoss(SubspaceLoss):
             check_temperature(value)
             vars(self).pop("_temperature", None)  # or torch.nn finds the name taken
         super().__setattr__(name, value)
+
+    @override
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:
+        # No hook: registering one is what torch.compile cannot trace, where a loss is made in the step itself.
+        say_other_bank(self, state_dict, prefix, *others)
+        super()._load_from_state_dict(state_dict, prefix, *others)
 
     @override
     def remember(self, pairs: Pairs) -> None:
