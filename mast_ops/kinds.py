@@ -55,6 +55,11 @@ def check_kinds(kinds: Tensor, num_augmentations: int, name: str = "kinds") -> N
         )
 
 
+def refilled(table: Tensor | None, rows: list[Any] | None) -> Tensor | None:
+    """A module's table, made anew of its rows where the module was moved: ``to_empty`` leaves it without values."""
+    return table if table is None or table.is_meta else torch.tensor(rows, device=table.device)
+
+
 def members(kind: Tensor, num_kinds: int) -> Tensor:
     """(N, S), whether pair i is of kind s. `one_hot` is compiled anew for each number of kinds.
 

@@ -93,9 +93,7 @@ class Pairs(NamedTuple):
         masks = self.masks.to(wide(self.z0.dtype))
         if self.kind is None:
             return masks
-        masks = (
-            masks + (0 * masks.detach()).sum()
-        )  # NaN where one is not finite, were it the mask of what differs in no pair
+        masks = masks + nothing(masks)  # one may be the mask of what differs in no pair
         return masks if self.kinds is None else masks_of_kinds(masks, self.kinds)
 
     def table(self) -> Table:
@@ -112,10 +110,15 @@ class Pairs(NamedTuple):
         (log_variance,) = widen(self.uncertainty.log_variance)
         if self.uncertainty.granularity != "subspace" or self.kind is None:
             return log_variance
-        log_variance = log_variance + (0 * log_variance.detach()).sum()  # as of masks: a pair reads one column
+        log_variance = log_variance + nothing(log_variance)  # as of masks: a pair reads one column
         if self.kinds is None:
             return log_variance
         return log_variance[:, None].masked_fill(~self.kinds, -torch.inf).logsumexp(2)
+
+
+def nothing(x: Tensor) -> Tensor:
+    """0, or NaN where an entry is not finite: so that it shows where no pair reads it."""
+    return (0 * x.detach()).sum()
 
 
 def masks_of_kinds(masks: Tensor, kinds: Tensor) -> Tensor:

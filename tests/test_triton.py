@@ -27,7 +27,7 @@ triton = pytest.importorskip("triton")
 if not CUDA and isinstance(triton.language.sum, triton.runtime.JITFunction):
     raise RuntimeError("triton was imported before TRITON_INTERPRET=1 was set, see tests/conftest.py")
 
-from mast_ops.kernels.triton import _launch, _parts, contrast, contrast_kernels, pairs, wide  # noqa: E402
+from mast_ops.kernels.triton import _launch, _parts, contrast, contrast_kernels, packing_kernels, pairs, wide  # noqa: E402
 from mast_ops.kernels.triton._plan import Plan  # noqa: E402
 
 DEVICE = torch.device("cuda" if CUDA else "cpu")
@@ -417,8 +417,12 @@ def fused(monkeypatch: pytest.MonkeyPatch, problem: Contrast) -> list[tuple[str,
         def __getitem__(self, grid):
             return lambda *given, **_: said.append((self.name, [getattr(x, "nbytes", None) for x in given]))
 
-    for name in ("pack", "logsumexp", "gradient", "align", "unpack"):
-        monkeypatch.setattr(contrast_kernels, name, Kernel(name))
+    for module, names in (
+        (packing_kernels, ("pack", "align", "unpack")),
+        (contrast_kernels, ("logsumexp", "gradient")),
+    ):
+        for name in names:
+            monkeypatch.setattr(module, name, Kernel(name))
     contrast.fused(problem, (1.0, 1.0))
     return said
 

@@ -20,7 +20,7 @@ from mast_ops._checks import (
 from mast_ops._precision import alike, no_autocast, wide
 from mast_ops.functional.distance import REDUCTIONS, Reduction, cosine_of_pairs
 from mast_ops.ops import Backend, Contrast
-from mast_ops.pairs import Pairs
+from mast_ops.pairs import Pairs, nothing
 from mast_ops.run import Run
 
 
@@ -261,9 +261,8 @@ def _of_rows_with_positives(problem: Contrast, run: Run, reduction: Reduction) -
     counted = (last - first > 1).reshape(-1, *[1] * (losses.dim() - 1)).expand_as(losses)
     kept = torch.where(counted, losses, 0)
     # Of what is not finite nothing finite is made, where no row counts either.
-    spoilt = sum(
-        (0 * x.detach().to(losses.dtype)).sum() for x in (problem.z0, problem.masks, problem.inverse_temperature)
-    )
+    given = problem.z0, problem.masks, problem.inverse_temperature
+    spoilt = sum(nothing(x.to(losses.dtype)) for x in given)
     return (kept if reduction == "none" else kept.sum() / counted.sum().clamp_min(1)) + spoilt
 
 

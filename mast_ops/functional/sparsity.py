@@ -123,16 +123,16 @@ def mask_coverage(masks: Tensor, floor: float | Tensor = 0.5) -> Tensor:
         tensor(0.2000)
     """
     check_masks(masks)
-    if isinstance(floor, Tensor):
+    if not isinstance(floor, Tensor):
+        check_fraction("floor", floor)
+    else:
         check_dense("floor", floor)
         if not masks.is_meta:
             check_values("floor", floor)
-    if not isinstance(floor, Tensor):
-        check_fraction("floor", floor)
-    elif floor.dim() != 0 or not floor.is_floating_point():
-        raise TypeError(f"floor: got {floor.dtype} of shape {tuple(floor.shape)}, wanted a floating-point scalar")
-    elif values_are_free(floor):
-        check_fraction("floor", float(floor))
+        if floor.dim() != 0 or not floor.is_floating_point():
+            raise TypeError(f"floor: got {floor.dtype} of shape {tuple(floor.shape)}, wanted a floating-point scalar")
+        if values_are_free(floor):
+            check_fraction("floor", float(floor))
     (masks,) = widen(masks)
     floor = floor.to(masks.dtype) if isinstance(floor, Tensor) else floor
     coverage = masks.mean(dim=1)

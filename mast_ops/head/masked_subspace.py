@@ -22,7 +22,7 @@ from mast_ops._untrained import check_averaged, watch
 from mast_ops.head._identity import Identity
 from mast_ops.head._predictor import Predictor
 from mast_ops.head._widths import infer_width
-from mast_ops.kinds import check_kinds
+from mast_ops.kinds import check_kinds, refilled
 from mast_ops.masks import MaskParameterization, describe_masks, make_masks
 from mast_ops.output import SubspaceOutput, Word
 from mast_ops.pairs import GRANULARITIES, Granularity
@@ -195,8 +195,7 @@ class MaskedSubspaceHead(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        if self._table is not None and not self._table.is_meta:  # to_empty() has left it without values
-            self._table = torch.tensor(self._rows, device=self._table.device)
+        self._table = refilled(self._table, self._rows)
         return self
 
     def subspace_index(self, subspace: str | int) -> int:

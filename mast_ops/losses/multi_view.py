@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from mast_ops._checks import check_flag, check_is, check_named
+from mast_ops.kinds import refilled
 from mast_ops.losses._base import Observer, SubspaceLoss, observer_of, pairs_of
 from mast_ops.output import View
 from mast_ops.views import FactorizedViews
@@ -75,8 +76,7 @@ class MultiViewLoss(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        if self.local_kinds is not None and not self.local_kinds.is_meta:  # to_empty() has left it without values
-            self.local_kinds = torch.tensor(self._local_rows, device=self.local_kinds.device)
+        self.local_kinds = refilled(self.local_kinds, self._local_rows)
         return self
 
     def forward(

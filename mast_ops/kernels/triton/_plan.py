@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mast_ops._precision import is_half
 from mast_ops.kernels.contract import Contrast
-from mast_ops.kernels.triton import _launch
+from mast_ops.kernels.triton import _launch, packing_kernels
 from mast_ops.kernels.triton import contrast_kernels as kernels
 from mast_ops.kernels.triton._launch import TILE, WIDE, Launch, depth, launch, readable
 
@@ -112,7 +112,7 @@ class Plan:
         self.packed = masks
         tile = launch("pack", self.dtype)
         for side in [self.anchors] if self.problem.symmetric else [self.anchors, self.candidates]:
-            kernels.pack[triton.cdiv(side.padded, tile.rows), masks.stop - masks.start](
+            packing_kernels.pack[triton.cdiv(side.padded, tile.rows), masks.stop - masks.start](
                 side.z, side.order, side.bounds[masks], self.masks[masks], self.kept[masks], self.count[masks],
                 side.packed, side.inverse_norm, *side.z.stride(), self.d, self.depth.width, side.padded,
                 TILE, self.depth.step, tile.rows, min(tile.columns, self.depth.step),

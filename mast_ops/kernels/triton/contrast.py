@@ -19,6 +19,7 @@ from torch import Tensor
 from mast_ops._precision import kept
 from mast_ops.kernels.contract import Both, Contrast, Contrasted, ContrastGradients, unit_of
 from mast_ops.kernels.triton import contrast_kernels as kernels
+from mast_ops.kernels.triton import packing_kernels
 from mast_ops.kernels.triton._launch import FEW, PARTS, launch, on, precision, split
 from mast_ops.kernels.triton._plan import Plan
 from mast_ops.kernels.triton.wide import Tiles
@@ -255,11 +256,11 @@ class Pull:
         (size, splits), n = grad.shape[:2], len(side.order)
         blocks, columns = triton.cdiv(n, tile.rows), min(tile.columns, plan.depth.step)
         alignment, g_mask = grad.new_zeros(size, side.padded), plan.empty(size, blocks, plan.d)
-        kernels.align[blocks, size](
+        packing_kernels.align[blocks, size](
             side.bounds[masks], plan.count[masks], side.packed, grad, alignment,
             plan.depth.width, side.padded, splits, tile.rows, columns, **tile.options,
         )  # fmt: skip
-        kernels.unpack[blocks, triton.cdiv(plan.d, columns)](
+        packing_kernels.unpack[blocks, triton.cdiv(plan.d, columns)](
             side.z, side.order, side.bounds[masks], plan.masks[masks], plan.slot[masks],
             side.packed, side.inverse_norm, grad, alignment, self.factor[masks], total, g_mask,
             *side.z.stride(), n, plan.d, plan.depth.width, side.padded, splits, size,

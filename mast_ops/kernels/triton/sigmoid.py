@@ -13,16 +13,8 @@ from mast_ops.kernels.contract import Contrast, ContrastGradients, unit_of
 from mast_ops.kernels.triton._launch import FEW, on, precision, split
 from mast_ops.kernels.triton._plan import Plan
 from mast_ops.kernels.triton.contrast import MOST_SPLITS, Direction, Pull
-from mast_ops.kernels.triton.contrast_kernels import (
-    LOG2E,
-    UNIT,
-    _depth,
-    _elsewhere,
-    _given,
-    _kernel,
-    _scores,
-    _segment,
-)
+from mast_ops.kernels.triton.contrast_kernels import LOG2E, _elsewhere, _given, _scores
+from mast_ops.kernels.triton.packing_kernels import UNIT, _depth, _kernel, _segment
 from mast_ops.kernels.triton.wide import Tiles
 
 
