@@ -1,5 +1,6 @@
 """Every method of the table, as what it does differently. All share backbone, steps, optimizer and budget."""
 
+import itertools
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -109,29 +110,75 @@ RELATION: dict[str, Method] = {
 }
 
 
+_SETTINGS = {
+    "momentum": "momentum {}",
+    "sensitivity": "sensitivity {:g}",
+    "coverage": "coverage {}",
+    "augself": "weight {:g}",
+    "lambda_param": "invariance {:g}",
+    "nu_param": "covariance {:g}",
+    "temperature": "temperature {}",
+    "lr": "learning rate x {}",
+}
+
+
+def _grid(**values: tuple[float, ...]) -> list[dict[str, float]]:
+    return [dict(zip(values, row, strict=True)) for row in itertools.product(*values.values())]
+
+
 def _tuned() -> dict[str, Method]:
-    """Rivals with other settings than theirs in the table, one at a time, for seeds that are not in it."""
-    rates = {f"learning rate x {rate}": {"lr": rate} for rate in (0.5, 2.0)}
-    told = {f"weight {weight:g}": {"augself": weight} for weight in (1.0, 2.0, 10.0)}
-    invariance = {f"invariance {weight:g}": {"options": (("lambda_param", weight),)} for weight in (5.0, 10.0, 50.0)}
-    warmth = {f"temperature {t}": {"options": (("temperature", t),)} for t in (0.1, 0.5)}
-    momenta = {f"momentum {momentum}": {"momentum": momentum} for momentum in (0.95, 0.996)}
-    changes: dict[str, dict[str, dict[str, Any]]] = {
-        "vicreg/composed": {**rates, **invariance},
-        "vicreg/augself": {**rates, **told, **invariance},
-        "vicreg/looc": rates,
-        "vicreg/mast": {**rates, **invariance},
-        "simclr/composed": {**rates, **warmth},
-        "simclr/augself": {**rates, **told},
-        "simclr/mast": rates,
-        "byol/composed": {**rates, **momenta},
-        "byol/augself": {**rates, **told},
+    """Rivals and MAST with other settings than theirs in the table: one number at a time, then some that paid together.
+
+    For seeds that are not in the table.
+    """
+    rates, rate = _grid(lr=(0.5, 2.0, 4.0)), (0.5, 2.0)
+    told = [
+        *_grid(augself=(0.5, 1.0, 2.0, 10.0)),
+        *_grid(augself=(1.0, 2.0), lr=(2.0,)),
+        *_grid(augself=(1.0,), lr=(4.0,)),
+    ]
+    invariance = _grid(lambda_param=(5.0, 10.0, 50.0))
+    warmth = _grid(temperature=(0.1, 0.5))
+    momenta = _grid(momentum=(0.95, 0.996))
+    changes = {
+        "vicreg/composed": [
+            *rates,
+            *_grid(lambda_param=(5.0, 7.0, 10.0, 15.0, 50.0)),
+            *_grid(lambda_param=(10.0,), lr=(0.5, 2.0, 4.0)),
+            *_grid(lambda_param=(10.0,), nu_param=(0.25, 4.0)),
+        ],
+        "vicreg/augself": [*rates, *told, *invariance, *_grid(augself=(1.0,), lambda_param=(10.0,))],
+        "vicreg/looc": [*rates, *_grid(lambda_param=(10.0, 50.0))],
+        "vicreg/mast": [
+            *rates,
+            *invariance,
+            *_grid(sensitivity=(5.0, 20.0)),
+            *_grid(coverage=(0.9, 0.97)),
+            *_grid(sensitivity=(5.0,), lr=(2.0,)),
+            *_grid(coverage=(0.97,), lr=(2.0,)),
+        ],
+        "simclr/composed": [
+            *rates,
+            *warmth,
+            *_grid(temperature=(0.1,), lr=rate),
+            *_grid(temperature=(0.5,), lr=(2.0,)),
+        ],
+        "simclr/augself": [*rates, *told, *warmth],
+        "simclr/looc": [*rates, *warmth],
+        "simclr/mast": [*rates, *warmth, *_grid(sensitivity=(1.0, 2.0)), *_grid(sensitivity=(2.0,), lr=(4.0,))],
+        "byol/composed": [*rates, *momenta, *_grid(momentum=(0.95,), lr=(0.5,))],
+        "byol/augself": [*rates, *told, *momenta],
+        "byol/mast": [*rates, *momenta],
     }
     tuned = dict[str, Method]()
-    for name, fields_of in changes.items():
+    for name, each in changes.items():
         method = tuned[name] = METHODS[name]
-        for change, fields in fields_of.items():
-            tuned[f"{name}, {change}"] = replace(method, title=f"{method.title}, {change}", **fields)
+        for values in each:
+            change = ", ".join(_SETTINGS[key].format(value) for key, value in values.items())
+            own = {key: value for key, value in values.items() if key in Method.__dataclass_fields__}
+            options = tuple((key, value) for key, value in values.items() if key not in own)
+            changed: dict[str, Any] = {**own, "options": options, "title": f"{method.title}, {change}"}
+            tuned[f"{name}, {change}"] = replace(method, **changed)
     return tuned
 
 
