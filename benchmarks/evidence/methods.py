@@ -147,8 +147,15 @@ def _tuned() -> dict[str, Method]:
             *_grid(lambda_param=(10.0,), lr=(0.5, 2.0, 4.0)),
             *_grid(lambda_param=(10.0,), nu_param=(0.25, 4.0)),
         ],
-        "vicreg/augself": [*rates, *told, *invariance, *_grid(augself=(1.0,), lambda_param=(10.0,))],
-        "vicreg/looc": [*rates, *_grid(lambda_param=(10.0, 50.0))],
+        "vicreg/augself": [
+            *rates,
+            *told,
+            *invariance,
+            *_grid(augself=(1.0,), lambda_param=(10.0,)),
+            *_grid(augself=(2.0, 5.0), lr=(4.0,), nu_param=(0.25,)),
+            *_grid(augself=(2.0,), lr=(4.0,)),
+        ],
+        "vicreg/looc": [*rates, *_grid(lambda_param=(10.0, 50.0)), *_grid(lr=(2.0,), nu_param=(0.25,))],
         "vicreg/mast": [
             *rates,
             *invariance,
@@ -156,6 +163,9 @@ def _tuned() -> dict[str, Method]:
             *_grid(coverage=(0.9, 0.97)),
             *_grid(sensitivity=(5.0,), lr=(2.0,)),
             *_grid(coverage=(0.97,), lr=(2.0,)),
+            *_grid(nu_param=(0.25,), lr=(1.0, 2.0, 4.0)),
+            *_grid(lambda_param=(15.0,), nu_param=(0.25,), lr=(2.0,)),
+            *_grid(coverage=(0.97,), nu_param=(0.25,), lr=(2.0, 4.0)),
         ],
         "simclr/composed": [
             *rates,
