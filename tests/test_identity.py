@@ -8,7 +8,8 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_model_state_dict, set_model_state_dict
 
-from mast_ops import MaskedSubspaceHead
+from mast_ops import MaskedSubspaceHead, NormalizedMasks
+from mast_ops.head._state import decode_state
 
 H = torch.randn(4, 16, generator=torch.Generator().manual_seed(0))
 NAMES = ["crop", "color", "blur"]
@@ -124,6 +125,55 @@ def test_an_average_of_names_says_what_it_is():
     model(NAMES).load_state_dict(same)
     with pytest.raises(ValueError, match=r"got torch.float32 of other than whole numbers.*holds names as bytes"):
         model(NAMES).load_state_dict(unlike)
+
+
+@pytest.mark.parametrize("dtype", [None, torch.float32])
+@pytest.mark.parametrize("decay", [0.9, 0.9999])
+def test_an_average_with_itself_is_its_own(dtype, decay):
+    """In whole numbers 0.9 * 58 + 0.1 * 58 is 57: timm's ModelEmaV2 averages all of a state dict, in place."""
+    one, average = model(NAMES), model(NAMES)
+    state = average.state_dict()
+    for name, x in one.state_dict().items():
+        y = state[name] if dtype is None else state[name].to(dtype)
+        mean = decay * y + (1 - decay) * x.to(y.dtype)
+        state[name] = state[name].copy_(mean) if dtype is None else mean
+    average(H)
+    average.load_state_dict(state)
+    model(NAMES).load_state_dict(average.state_dict())
+    with pytest.raises(ValueError, match=r"_extra_state: got|got a head of subspaces"):
+        model(NAMES[::-1]).load_state_dict(state)
+
+
+@pytest.mark.parametrize("write", [lambda x, y: x.data.copy_(y), lambda x, y: x.numpy().__setitem__(..., y.numpy())])
+def test_whoever_writes_in_place_is_seen(write):
+    """Neither is counted as a new version of the tensor."""
+    one, other = model(NAMES), model(NAMES[::-1])
+    for name, x in other.state_dict().items():
+        write(x, one.state_dict()[name])
+    with pytest.raises(ValueError, match=WRITTEN):
+        other(H)
+
+
+def test_settings_that_a_schedule_changes_are_those_of_the_next_checkpoint():
+    """It was that of the first, and a head then refused its own."""
+    head = MaskedSubspaceHead(nn.Linear(16, 8), NAMES, masks=NormalizedMasks(3, 8, coverage=0.5))
+    head.state_dict()
+    head.masks.coverage = 0.75
+    state = copy.deepcopy(head.state_dict())
+    assert decode_state(state["_extra_state"])["masks"]["coverage"] == 0.75
+    head.load_state_dict(state)
+    head.masks.coverage = 0.875
+    with pytest.raises(ValueError, match=r"got masks of .*0\.75.*wanted .*0\.875.*nothing was loaded. Give .*settings"):
+        head.load_state_dict(state)
+
+
+@pytest.mark.parametrize("masks", ["binary", "hard_concrete"])
+def test_a_temperature_is_of_training_alone(masks):
+    """A run that anneals it resumes in a head that starts where the schedule does."""
+    head, other = (MaskedSubspaceHead(nn.Linear(16, 8), NAMES, masks=masks).eval() for _ in range(2))
+    head.masks.temperature = 0.25
+    other.load_state_dict(head.state_dict())
+    assert torch.equal(other.masks(), head.masks())
 
 
 def test_a_head_that_handed_out_its_state_works_on():

@@ -1,12 +1,12 @@
 """Whose weights a head holds, where a loader writes them in place and asks nobody."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mast_ops.head._state import decode_state, difference, encode_state
+from mast_ops.head._state import decode_beside, difference, encode_state
 
 _WRITTEN = (
     "; a loader has written its weights into this head already, in place. "
@@ -14,6 +14,7 @@ _WRITTEN = (
 )
 _NOT_LOADED = "; nothing was loaded"
 _WITH_SUBSPACES = ". Load it into a head with its own subspaces, and take with_subspaces() of that"
+_WITH_SETTINGS = ". Give this head's masks those settings first, in the constructor or as attributes"
 
 
 class Identity:
@@ -21,44 +22,58 @@ class Identity:
 
     A state dict shares its memory with the module, and ``torch.distributed.checkpoint`` writes into that memory without
     asking the module. The bytes that were handed out are written with the weights, and so say whose weights they are.
+    They are Python's own, under the tensor, so that looking at them is seen by no mode of torch, and costs nothing.
     """
 
     def __init__(self) -> None:
-        self._handed: Tensor | None = None
-        self._version = 0
+        self._bytes: bytearray | None = None  # as they are now
+        self._said = b""  # as they were handed out
 
-    def hand_out(self, own: dict[str, Any]) -> Tensor:
+    def hand_out(self, own: Mapping[str, Any]) -> Tensor:
         """The bytes of ``own``; those of another head once its weights have been written into this one."""
-        fresh = encode_state(own)
-        if self._handed is None or (self._written(own) is None and not torch.equal(self._handed, fresh)):
-            self._handed, self._version = fresh, fresh._version
-        return self._handed
+        if self._bytes is None:
+            self._bytes = bytearray()
+        if self._written(own) is None:
+            self.restore(own)
+        with torch.inference_mode(False):  # it may be written in place later
+            return torch.frombuffer(self._bytes, dtype=torch.uint8)
 
-    def check(self, describe: Callable[[], dict[str, Any]]) -> None:
+    def check(self, describe: Callable[[], Mapping[str, Any]]) -> None:
         """Raises a ValueError once another head's weights have been written into this one."""
-        if self._handed is None or self._handed._version == self._version:
+        if self._bytes is None or self._bytes == self._said:
             return
-        differs = self._written(describe())
+        own = describe()
+        differs = self._written(own)
         if differs is not None:
             raise ValueError(f"state_dict: {differs}{_WRITTEN}")
-        self._version = self._handed._version
+        self.restore(own)
 
-    def refuse(self, stored: object, own: dict[str, Any]) -> None:
+    def refuse(self, stored: object, own: Mapping[str, Any]) -> None:
         """Raises a ValueError if a state dict, about to be loaded, is another head's."""
-        described = decode_state(stored)
+        described = decode_beside(stored, own)
         differs = difference(described, own)
         if differs is None:
             return
-        if self._handed is not None and self._written(own) == differs:
+        if self._written(own) == differs:
             raise ValueError(f"state_dict: {differs}{_WRITTEN}")
-        names_differ = tuple(described["subspaces"]) != tuple(own["subspaces"])
-        raise ValueError(f"state_dict: {differs}{_NOT_LOADED}{_WITH_SUBSPACES if names_differ else ''}")
+        advice = ""
+        if tuple(described["subspaces"]) != tuple(own["subspaces"]):
+            advice = _WITH_SUBSPACES
+        elif described["masks"]["kind"] == own["masks"]["kind"] and differs.startswith("got masks"):
+            advice = _WITH_SETTINGS
+        raise ValueError(f"state_dict: {differs}{_NOT_LOADED}{advice}")
 
-    def restore(self, own: dict[str, Any]) -> None:
+    def restore(self, own: Mapping[str, Any]) -> None:
         """The head's own weights were loaded: so what was handed out is its own again."""
-        if self._handed is not None:
-            fresh = encode_state(own)
-            self._handed = self._handed.copy_(fresh) if fresh.shape == self._handed.shape else None
+        if self._bytes is None:
+            return
+        self._said = encode_state(own)
+        if len(self._said) == len(self._bytes):
+            self._bytes[:] = self._said
+        else:
+            self._bytes = bytearray(self._said)
 
-    def _written(self, own: dict[str, Any]) -> str | None:
-        return None if self._handed is None else difference(decode_state(self._handed), own)
+    def _written(self, own: Mapping[str, Any]) -> str | None:
+        if self._bytes is None or self._bytes == self._said:
+            return None
+        return difference(decode_beside(torch.frombuffer(self._bytes, dtype=torch.uint8), own), own)

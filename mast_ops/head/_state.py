@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mast_ops._checks import check_choice, check_dense, check_names, check_values, shown
+from mast_ops.masks import what_masks_mean
 from mast_ops.pairs import GRANULARITIES
 
 _LONGEST = 1 << 20  # bytes
@@ -17,29 +18,50 @@ _DIGITS = 400  # of a whole number
 _PIECE = 1 << 10  # names of any usual length give one size: a loader that compares sizes must not speak before we do
 
 
-def encode_state(state: Mapping[str, Any]) -> Tensor:
-    """Names and settings as a uint8 tensor, since averaging and checkpointing tools expect tensors.
+_ROUNDING = 1e-3  # of an average of equal bytes in float32; averages of unlike heads are further from whole numbers
+
+
+def encode_state(state: Mapping[str, Any]) -> bytes:
+    """Names and settings as JSON.
 
     Args:
         state: ``subspaces``, a list of names; ``masks``, their kind and settings; ``kinds``, a table of booleans as
             lists, or None where the head was told names alone; ``uncertainty``, its granularity, or None.
     """
     text = json.dumps(state, allow_nan=False, separators=(",", ":")).encode()
-    padded = text.ljust(-(-len(text) // _PIECE) * _PIECE)
-    with torch.inference_mode(False):  # it may be written in place later
-        return torch.tensor(list(padded), dtype=torch.uint8, device="cpu")
+    return text.ljust(-(-len(text) // _PIECE) * _PIECE)
 
 
 def difference(stored: Mapping[str, Any], own: Mapping[str, Any]) -> str | None:
     """Why weights of the one head mean something else in the other: what was got, and what was wanted."""
     if tuple(stored["subspaces"]) != tuple(own["subspaces"]):
         return f"got a head of subspaces {tuple(stored['subspaces'])}, wanted {tuple(own['subspaces'])}"
-    if stored["masks"] != own["masks"]:
+    if what_masks_mean(stored["masks"]) != what_masks_mean(own["masks"]):
         return f"got masks of {stored['masks']}, wanted {own['masks']}, those of this head"
     granularities = stored["uncertainty"], own["uncertainty"]
     if None not in granularities and granularities[0] != granularities[1]:
         return f"got uncertainty per {granularities[0]}, wanted it per {granularities[1]}, that of this head"
     return None
+
+
+def decode_beside(state: object, own: Mapping[str, Any]) -> Mapping[str, Any]:
+    """As :func:`decode_state`; but what is ``own`` all but for the rounding of arithmetic is taken for it.
+
+    An average of a head with itself, as some tools make of all of a state dict, rounds whole numbers down.
+    """
+    try:
+        return decode_state(state)
+    except ValueError:
+        if _is_rounded(state, encode_state(own)):
+            return own
+        raise
+
+
+def _is_rounded(state: object, text: bytes) -> bool:
+    if not isinstance(state, Tensor) or state.dim() != 1 or len(state) != len(text) or state.is_meta:
+        return False
+    off = state.detach().cpu().float() - torch.frombuffer(bytearray(text), dtype=torch.uint8)
+    return bool(((off.abs() < 0.5) if state.is_floating_point() else (off == 0) | (off == -1)).all())
 
 
 def decode_state(state: object) -> dict[str, Any]:
@@ -92,6 +114,8 @@ def decode_state(state: object) -> dict[str, Any]:
 
 def _bytes(state: Tensor) -> bytes:
     """Of whole numbers of any dtype: some tools make all of a state dict floating point, or average several."""
+    if state.is_floating_point():
+        state = torch.where((state - state.round()).abs() < _ROUNDING, state.round(), state)
     if not ((state >= 0) & (state <= 255) & (state == state.to(torch.int64))).all():
         raise ValueError(
             f"_extra_state: got {state.dtype} of other than whole numbers from 0 to 255, wanted the uint8 tensor of a "

@@ -42,6 +42,11 @@ def describe_masks(masks: MaskParameterization) -> dict[str, Any]:
     return {"kind": kinds[0] if kinds else type(masks).__qualname__, **masks.settings()}
 
 
+def what_masks_mean(description: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a description that which weights depend on: a temperature is of training alone, and may follow a schedule."""
+    return {key: x for key, x in description.items() if key != "temperature" or description["kind"] not in MASKS}
+
+
 def masks_from_description(description: Mapping[str, Any], weight: Tensor) -> MaskParameterization | None:
     """What :func:`describe_masks` described, with this ``weight``; None for a class of the user's own.
 
