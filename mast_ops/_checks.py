@@ -10,8 +10,10 @@ import numbers
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, KeysView, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, KeysView, Sequence, Set
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import UnionType
+from typing import NoReturn
 
 import torch
 from torch import Tensor
@@ -287,6 +289,31 @@ def warn_user(message: str) -> None:
     while str(sys._getframe(depth).f_globals.get("__name__")).startswith(("mast_ops.", "torch.")):
         depth += 1
     warnings.warn(message, UserWarning, stacklevel=depth + 1)
+
+
+def refuse_script(module: torch.nn.Module) -> NoReturn:
+    """As ``__prepare_scriptable__``: torch.jit.script's own words are of our source, which it cannot compile."""
+    raise TypeError(
+        f"torch.jit.script: got {type(module).__name__}, wanted torch.compile; or to save a head or SubspaceFeatures, "
+        "torch.export.export or torch.jit.trace"
+    )
+
+
+def is_traced() -> bool:
+    """Whether torch.jit.trace is at work: sizes are then tensors."""
+    return not torch.compiler.is_compiling() and bool(torch.jit.is_tracing())  # type: ignore[attr-defined,no-untyped-call]
+
+
+def traced_quietly() -> AbstractContextManager[None]:
+    """Without what torch.jit.trace warns of at checks of ours: what they refuse, they refuse of every batch."""
+    return _without_warnings() if is_traced() else nullcontext()
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=torch.jit._trace.TracerWarning, module=r"mast_ops\.")
+        yield
 
 
 def values_are_free(x: Tensor) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from mast_ops._checks import check_embedding, check_is
+from mast_ops._checks import check_embedding, check_is, refuse_script, traced_quietly
 from mast_ops.head import MaskedSubspaceHead
 
 
@@ -18,7 +18,8 @@ class SubspaceFeatures(nn.Module):
     ``keeping="color"``, and by its colour wherever it stands ``keeping="color", free_of="crop"``.
 
     It is a copy in eval mode that learns nothing, with the masks as they are now. Dimensions whose weight is 0 are left
-    out, so that exact masks (``"binary"``) give fewer features. It works under ``torch.export`` and ONNX.
+    out, so that exact masks (``"binary"``) give fewer features. It works under ``torch.export``, ``torch.jit.trace``,
+    ``torch.fx`` and ONNX.
 
     Args:
         backbone: What the head is given.
@@ -79,8 +80,12 @@ class SubspaceFeatures(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         embedding: Tensor = self.projector(self.backbone(x))
-        check_embedding("projector's output", embedding)
+        if not isinstance(embedding, torch.fx.Proxy):  # which has no shape yet
+            with traced_quietly():
+                check_embedding("projector's output", embedding)
         return embedding.index_select(1, self._dimensions) * self.weight
+
+    __prepare_scriptable__ = refuse_script
 
     def train(self, mode: bool = True) -> "SubspaceFeatures":
         """Nothing changes: frozen features have no training mode."""

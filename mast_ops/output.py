@@ -1,6 +1,7 @@
 """What a head gives and a loss takes."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple, NoReturn, Self
 
 import torch
@@ -58,7 +59,8 @@ class SubspaceOutput(NamedTuple):
     def chunk(self, chunks: int, dim: int = 0) -> tuple[Self, ...]:
         """As ``Tensor.chunk`` on the samples: ``out0, out1 = head(torch.cat([view0, view1])).chunk(2)``."""
         _check_samples(dim)
-        return self._with(self.embedding.chunk(check_count("chunks", chunks)))
+        chunks = check_count("chunks", chunks)
+        return self._parts(lambda rows: rows.chunk(chunks))
 
     def split(self, split_size: int | list[int], dim: int = 0) -> tuple[Self, ...]:
         """As ``Tensor.split`` on the samples: ``head(torch.cat([view0, view1])).split(len(view0))``."""
@@ -67,18 +69,18 @@ class SubspaceOutput(NamedTuple):
             sizes, num = [check_count("split_size", size, 0) for size in split_size], len(self.embedding)
             if sum(sizes) != num:
                 raise ValueError(f"split_size: got {split_size} with a sum of {sum(sizes)}, wanted {num}, the samples")
-            return self._with(torch.split(self.embedding, sizes))
-        return self._with(torch.split(self.embedding, check_count("split_size", split_size)))
+            return self._parts(lambda rows: torch.split(rows, sizes))
+        size = check_count("split_size", split_size)
+        return self._parts(lambda rows: torch.split(rows, size))
 
     @classmethod
     def __torch_function__(cls, func: Callable[..., Any], *_: Any) -> NoReturn:
         """Says what to pass, where a function of torch is given this in the place of a tensor."""
         raise TypeError(f"{func.__name__}: {_NO_TENSOR}")
 
-    def _with(self, parts: Sequence[Tensor]) -> tuple[Self, ...]:
-        """Of consecutive parts of the embedding."""
-        rows = [len(part) for part in parts]
-        variances = [None] * len(rows) if self.log_variance is None else torch.split(self.log_variance, rows)
+    def _parts(self, cut: Callable[[Tensor], Sequence[Tensor]]) -> tuple[Self, ...]:
+        parts = cut(self.embedding)
+        variances = [None] * len(parts) if self.log_variance is None else cut(self.log_variance)
         return tuple(
             self._replace(embedding=part, log_variance=variance)
             for part, variance in zip(parts, variances, strict=True)
@@ -100,6 +102,28 @@ def _refuse_attribute(out: SubspaceOutput, name: str) -> NoReturn:
 
 
 SubspaceOutput.__getattr__ = _refuse_attribute  # type: ignore[attr-defined]  # in the class it would type every name
+
+
+class TracedOutput(SubspaceOutput):
+    """An output that, as a tuple, holds its tensors alone: what is traced by torch.jit can give nothing else."""
+
+    _whole: SubspaceOutput
+
+    def __new__(cls, whole: SubspaceOutput) -> Self:
+        self = tuple.__new__(cls, [x for x in whole if isinstance(x, Tensor)])
+        self._whole = whole
+        return self
+
+    def _replace(self, **fields: Any) -> Self:
+        return type(self)(self._whole._replace(**fields))
+
+
+def _field(out: TracedOutput, place: int) -> Any:
+    return out._whole[place]
+
+
+for _place, _name in enumerate(SubspaceOutput._fields):  # by their places in the whole
+    setattr(TracedOutput, _name, property(partial(_field, place=_place)))
 
 View = Tensor | SubspaceOutput
 """A plain embedding, or a head's output."""

@@ -5,7 +5,7 @@ from typing import Literal, NamedTuple, Self, get_args
 import torch
 from torch import Tensor
 
-from mast_ops._checks import check_choice, check_index, check_log_variance, check_masks, check_views
+from mast_ops._checks import check_choice, check_index, check_log_variance, check_masks, check_views, is_traced
 from mast_ops._precision import alike, wide, widen
 from mast_ops.kinds import check_kind, check_kinds
 from mast_ops.ops import Table
@@ -72,7 +72,13 @@ class Pairs(NamedTuple):
         Raises:
             ValueError, TypeError: The arguments disagree in shape, dtype or device, are empty or of another kind, or
                 ``kind`` is out of range.
+            RuntimeError: Inside ``torch.jit.trace``.
         """
+        if is_traced():
+            raise RuntimeError(
+                "torch.jit.trace: got a loss, whose number of samples it would keep for every batch; wanted it under "
+                "torch.compile, and the head or SubspaceFeatures alone traced"
+            )
         check_views(z0, z1)
         z0, z1 = alike(z0, z1)
         check_masks(masks, z0)

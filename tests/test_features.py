@@ -72,6 +72,13 @@ def test_export():
     torch.testing.assert_close(program.module()(x), extractor(x))
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit")
+@pytest.mark.parametrize("trace", [torch.jit.trace, lambda module, _: torch.fx.symbolic_trace(module)])
+def test_traces(trace):
+    extractor, x = SubspaceFeatures(*parts(), keeping="color"), torch.randn(7, 3, 4)
+    torch.testing.assert_close(trace(extractor, x[:4])(x), extractor(x))
+
+
 def test_onnx(tmp_path):
     onnx = pytest.importorskip("onnx")
     pytest.importorskip("onnxscript")

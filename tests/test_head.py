@@ -233,6 +233,67 @@ def test_onnx_with_any_batch(tmp_path, masks, uncertainty, kinds):
     torch.testing.assert_close([torch.tensor(x) for x in found], wanted, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit", "error::torch.jit.TracerWarning")
+@pytest.mark.parametrize(
+    ("masks", "uncertainty", "kinds"),
+    [*((masks, None, None) for masks in MASKS), ("binary", "subspace", KINDS), ("sigmoid", "sample", None)],
+)
+def test_traces_with_any_batch_and_survives_saving(masks, uncertainty, kinds):
+    head = MaskedSubspaceHead(mlp(), NAMES, masks=masks, kinds=kinds, uncertainty=uncertainty).eval()
+    buffer = io.BytesIO()
+    torch.jit.save(torch.jit.trace(head, torch.randn(4, 16)), buffer)
+    buffer.seek(0)
+    h = torch.randn(9, 16)
+    wanted = [x for x in head(h) if isinstance(x, torch.Tensor)]
+    torch.testing.assert_close(list(torch.jit.load(buffer)(h)), wanted)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit", "error::torch.jit.TracerWarning")
+def test_parts_of_an_output_are_traced():
+    class Use(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = MaskedSubspaceHead(mlp(), NAMES, uncertainty="subspace").eval()
+
+        def forward(self, h):
+            out = self.head(h)
+            first, _ = out._replace(embedding=2 * out.embedding).detach().chunk(2)
+            assert (out.kinds, out.granularity) == (None, "subspace")
+            return self.head.features(out, keeping="color"), first.embedding, first.log_variance
+
+    use, h = Use(), torch.randn(10, 16)
+    torch.testing.assert_close(torch.jit.trace(use, torch.randn(4, 16))(h), use(h))
+
+
+@pytest.mark.filterwarnings("ignore")  # of torch, at its old exporter
+def test_onnx_by_torchscript(tmp_path):
+    onnx, reference = pytest.importorskip("onnx"), pytest.importorskip("onnx.reference")
+    head, h = MaskedSubspaceHead(mlp(), NAMES, kinds=KINDS, uncertainty="subspace").eval(), torch.randn(9, 16)
+    options = {"dynamo": False, "input_names": ["h"], "dynamic_axes": {"h": {0: "batch"}}}
+    torch.onnx.export(head, (torch.randn(4, 16),), str(tmp_path / "head.onnx"), **options)
+    found = reference.ReferenceEvaluator(onnx.load(tmp_path / "head.onnx")).run(None, {"h": h.numpy()})
+    wanted = [x.detach() for x in head(h) if isinstance(x, torch.Tensor)]
+    torch.testing.assert_close([torch.tensor(x) for x in found], wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit")
+def test_what_torchscript_cannot_do_is_said():
+    head = MaskedSubspaceHead(mlp(), NAMES)
+    for module in (head, head.masks, SubspaceVICRegLoss()):
+        with pytest.raises(
+            TypeError, match=rf"^torch.jit.script: got {type(module).__name__}, wanted .*torch.jit.trace"
+        ):
+            torch.jit.script(module)
+    with pytest.raises(TypeError, match=r"^h: got a Proxy of torch.fx, wanted .*torch.export"):
+        torch.fx.symbolic_trace(head)
+    hard = MaskedSubspaceHead(mlp(), NAMES, masks="hard_concrete")
+    with pytest.raises(RuntimeError, match=r"^torch.jit.trace: got hard-concrete masks in training mode.*eval"):
+        torch.jit.trace(hard, torch.randn(4, 16))
+    masks, loss = head.masks().detach(), SubspaceVICRegLoss()
+    with pytest.raises(RuntimeError, match=r"^torch.jit.trace: got a loss, whose number of samples"):
+        torch.jit.trace(lambda x, y: loss(x, y, masks=masks), (torch.randn(4, 8), torch.randn(4, 8)))
+
+
 @pytest.mark.usefixtures("alone")
 def test_trains_under_ddp():
     head = MaskedSubspaceHead(mlp(), NAMES, uncertainty="subspace")

@@ -16,7 +16,10 @@ from mast_ops._checks import (
     check_masks,
     check_names,
     check_values,
+    is_traced,
+    refuse_script,
     shown,
+    traced_quietly,
 )
 from mast_ops._untrained import check_averaged, watch
 from mast_ops.head._identity import Identity
@@ -24,7 +27,7 @@ from mast_ops.head._predictor import Predictor
 from mast_ops.head._widths import infer_width
 from mast_ops.kinds import check_kinds, refilled
 from mast_ops.masks import MaskParameterization, describe_masks, make_masks
-from mast_ops.output import SubspaceOutput, Word
+from mast_ops.output import SubspaceOutput, TracedOutput, Word
 from mast_ops.pairs import GRANULARITIES, Granularity
 from mast_ops.views import FactorizedViews
 
@@ -36,11 +39,12 @@ class MaskedSubspaceHead(nn.Module):
     """A projector with K learnable masks over its D output dimensions, one per augmentation.
 
     Works under DDP, FSDP, ``torch.compile``, ``torch.export`` (strict: from torch 2.13 on), ONNX (by ``dynamo=True``,
-    and without allocated masks, whose sort it does not have), autocast and ``copy.deepcopy`` (BYOL's target). The
-    ``state_dict`` carries the names of the subspaces and what turns weights into masks, and a head that differs in them
-    refuses it before anything is loaded; :meth:`with_subspaces` goes from one set of subspaces to another. Where
-    ``torch.distributed.checkpoint`` writes weights in place, ``forward`` refuses those of another head; compiled code
-    does not look, but ``train()``, ``eval()`` and ``load_state_dict`` do.
+    and without allocated masks, whose sort it does not have), autocast and ``copy.deepcopy`` (BYOL's target); under
+    ``torch.jit.trace`` too, whose output is a plain tuple of the tensors alone. The ``state_dict`` carries the names of
+    the subspaces and what turns weights into masks, and a head that differs in them refuses it before anything is
+    loaded; :meth:`with_subspaces` goes from one set of subspaces to another. Where ``torch.distributed.checkpoint``
+    writes weights in place, ``forward`` refuses those of another head; compiled code does not look, but ``train()``,
+    ``eval()`` and ``load_state_dict`` do.
 
     Args:
         projector: Maps backbone features to an (N, D) embedding.
@@ -148,7 +152,23 @@ class MaskedSubspaceHead(nn.Module):
         )
 
     def forward(self, h: Tensor) -> SubspaceOutput:
+        with traced_quietly():
+            out = self._output(h)
+        if is_traced():
+            if out.kinds is not None:  # a constant; ONNX's tracer takes nothing that depends on no input or weight
+                out = out._replace(kinds=out.kinds | torch.zeros_like(out.masks[0, :1], dtype=torch.bool))
+            return TracedOutput(out)
+        return out
+
+    __prepare_scriptable__ = refuse_script
+
+    def _output(self, h: Tensor) -> SubspaceOutput:
         if not torch.compiler.is_compiling():
+            if isinstance(h, torch.fx.Proxy):
+                raise TypeError(
+                    "h: got a Proxy of torch.fx, wanted a tensor: a head works under torch.export.export and "
+                    "torch.jit.trace, and SubspaceFeatures under torch.fx.symbolic_trace as well"
+                )
             self._identity.check(self._describe)
             check_averaged(self)
         if self.uncertainty is not None:
@@ -243,9 +263,10 @@ class MaskedSubspaceHead(nn.Module):
         if isinstance(embedding, SubspaceOutput):
             masks, values = embedding.masks, embedding.embedding
         else:
-            check_embedding("embedding", embedding)
-            if embedding.shape[1] != self.masks.dim:
-                raise ValueError(f"embedding: got shape {tuple(embedding.shape)}, wanted (N, {self.masks.dim})")
+            with traced_quietly():
+                check_embedding("embedding", embedding)
+                if embedding.shape[1] != self.masks.dim:
+                    raise ValueError(f"embedding: got shape {tuple(embedding.shape)}, wanted (N, {self.masks.dim})")
             masks, values = self.masks(), embedding
             if embedding.device != masks.device:
                 raise ValueError(f"embedding: got device {embedding.device}, wanted {masks.device}, that of the masks")
@@ -259,9 +280,10 @@ class MaskedSubspaceHead(nn.Module):
         free_of: str | int | Sequence[str | int] = (),
     ) -> Tensor:
         """What :meth:`features` weighs dimensions by, (D,), of masks (K, D)."""
-        check_masks(masks)
-        if len(masks) != len(self.subspaces):
-            raise ValueError(f"masks: got {len(masks)} rows, wanted {len(self.subspaces)}, one for each subspace")
+        with traced_quietly():
+            check_masks(masks)
+            if masks.shape[0] != len(self.subspaces):
+                raise ValueError(f"masks: got {len(masks)} rows, wanted {len(self.subspaces)}, one for each subspace")
         rows = {"keeping": self._indices("keeping", keeping), "free_of": self._indices("free_of", free_of)}
         named = [row for indices in rows.values() for row in indices]
         if not named:

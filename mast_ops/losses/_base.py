@@ -16,6 +16,7 @@ from mast_ops._checks import (
     check_masks,
     check_named,
     check_non_negative,
+    refuse_script,
     warn_user,
 )
 from mast_ops._dials import Dial
@@ -151,6 +152,8 @@ class SubspaceLoss(nn.Module, ABC):
         losses = [one for one in cls.__mro__ if issubclass(one, SubspaceLoss)]
         options = [each for one in losses for each in inspect.signature(one.__init__).parameters.values()]
         cls._choices = tuple(sorted({each.name for each in options if isinstance(each.default, str | bool)}))
+
+    __prepare_scriptable__ = refuse_script
 
     @abstractmethod
     def terms(self, pairs: Pairs, run: Run) -> Terms:

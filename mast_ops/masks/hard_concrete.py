@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from mast_ops._checks import check_number, check_positive, shown
+from mast_ops._checks import check_number, check_positive, is_traced, shown
 from mast_ops._dials import Dial
 from mast_ops.masks.parameterization import MaskParameterization
 
@@ -76,6 +76,10 @@ class HardConcreteMasks(MaskParameterization):
     def forward(self) -> Tensor:
         log_odds: Tensor = self.weight
         if self.training:
+            if is_traced():
+                raise RuntimeError(
+                    "torch.jit.trace: got hard-concrete masks in training mode, whose draws it misses; wanted eval()"
+                )
             log_odds = (log_odds + torch.logit(self._uniform())) / self._temperature.to(self.weight.dtype)
         low, high = self.stretch
         return (torch.sigmoid(log_odds) * (high - low) + low).clamp(0, 1)

@@ -8,7 +8,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from mast_ops._checks import check_count, check_is, check_number, check_positive
+from mast_ops._checks import check_count, check_is, check_number, check_positive, refuse_script
 from mast_ops.masks._decay import keep_from_decay
 
 
@@ -75,15 +75,17 @@ class MaskParameterization(nn.Module, ABC):
 
     @property
     def num_subspaces(self) -> int:
-        return self.weight.shape[0]
+        return _number(self.weight.shape[0])
 
     @property
     def dim(self) -> int:
-        return self.weight.shape[1]
+        return _number(self.weight.shape[1])
 
     @abstractmethod
     def forward(self) -> Tensor:
         """The masks, (K, D), in the dtype of ``weight``."""
+
+    __prepare_scriptable__ = refuse_script
 
     def observe(self, explained: Tensor, weight: Tensor | None = None, *, gathered: bool = False) -> None:
         """What losses call where ``observes`` is True; see :meth:`AllocatedMasks.observe`."""
@@ -125,3 +127,8 @@ class MaskParameterization(nn.Module, ABC):
 
     def extra_repr(self) -> str:
         return f"num_subspaces={self.num_subspaces}, dim={self.dim}"
+
+
+def _number(size: int) -> int:
+    """Python's own, where torch.jit.trace gives a tensor: weights have the sizes that they have."""
+    return int(size) if isinstance(size, Tensor) else size
