@@ -13,10 +13,10 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, KeysView, Sequence, Set
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import UnionType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 _MOST = 2**63 - 1  # what torch counts to
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -249,13 +249,11 @@ def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
 def check_names(name: str, names: Iterable[str]) -> tuple[str, ...]:
     """At least one name; all of them strings with something to read, no two alike. Returned as a tuple.
 
-    Any order of names will do, the keys of a dictionary too, but no bare string, and no set, which has no order.
+    Any order of names will do, see :func:`listed`.
     """
-    if isinstance(names, str | bytes | Set | Tensor) and not isinstance(names, KeysView):
+    entries = listed(names)
+    if entries is None or isinstance(names, Tensor):
         raise TypeError(f"{name}: got {shown(names)}, wanted a sequence of names")
-    if not isinstance(names, Iterable):
-        raise TypeError(f"{name}: got {shown(names)}, wanted a sequence of names")
-    entries = tuple(names)
     if not entries:
         raise ValueError(f"{name}: got no names, wanted at least one")
     for entry in entries:
@@ -266,7 +264,23 @@ def check_names(name: str, names: Iterable[str]) -> tuple[str, ...]:
     repeated = sorted(entry for entry, times in Counter(entries).items() if times > 1)
     if repeated:
         raise ValueError(f"{name}: got {', '.join(map(repr, repeated))} more than once, wanted unique names")
-    return entries
+    return tuple(entries)
+
+
+def listed(value: object) -> list[Any] | None:
+    """Whatever has entries in some order: a list, keys of a dictionary, an array, a generator, numbers in a tensor.
+
+    None for the rest: a bare string, a set, which has no order, a named tuple, which is one thing, or a single number.
+    """
+    if isinstance(value, list | tuple | nn.ModuleDict) and not hasattr(value, "_fields"):
+        return list(value)
+    if isinstance(value, str | bytes | bytearray | tuple | nn.Module):
+        return None
+    if not isinstance(value, Iterable) or (isinstance(value, Set) and not isinstance(value, KeysView)):
+        return None
+    if getattr(value, "ndim", 1) != 1:  # a table, or an array of no dimension, which cannot be gone through
+        return None
+    return value.tolist() if isinstance(value, Tensor) else list(value)
 
 
 def check_is(name: str, value: object, kind: type | UnionType, wanted: str) -> None:
@@ -277,7 +291,8 @@ def check_is(name: str, value: object, kind: type | UnionType, wanted: str) -> N
 
 def shown(value: object) -> str:
     """A value in an error: itself where it is short, else its type."""
-    if value is None or isinstance(value, bool | str | bytes | numbers.Number):
+    is_scalar = getattr(value, "shape", None) == () and type(value).__name__.startswith("bool")  # NumPy's
+    if value is None or is_scalar or isinstance(value, bool | str | bytes | numbers.Number):
         text = repr(value)
         return text if len(text) <= 80 else f"{text[:77]}..."
     return f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
@@ -291,7 +306,7 @@ def warn_user(message: str) -> None:
     warnings.warn(message, UserWarning, stacklevel=depth + 1)
 
 
-def refuse_script(module: torch.nn.Module) -> NoReturn:
+def refuse_script(module: nn.Module) -> NoReturn:
     """As ``__prepare_scriptable__``: torch.jit.script's own words are of our source, which it cannot compile."""
     raise TypeError(
         f"torch.jit.script: got {type(module).__name__}, wanted torch.compile; or to save a head or SubspaceFeatures, "

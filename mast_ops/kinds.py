@@ -5,6 +5,7 @@ of all of them are open, so a kind is all that a loss has to know of how a pair 
 """
 
 import math
+import numbers
 from collections import Counter
 from collections.abc import Sequence
 from itertools import combinations
@@ -146,8 +147,8 @@ def kinds_of(pairs: Any, num_augmentations: int) -> tuple[Tensor, Tensor]:
     with torch.device("cpu"):  # whatever torch.set_default_device says
         if isinstance(pairs, str):
             return _named(pairs, num_augmentations)
-        if isinstance(pairs, float):
-            return _by_probability(pairs, num_augmentations)
+        if isinstance(pairs, numbers.Real) and not isinstance(pairs, numbers.Integral):  # of NumPy too
+            return _by_probability(float(pairs), num_augmentations)
         table = _table(pairs)
         check_kinds(table, num_augmentations, "pairs")
         _check_unlike(table)
@@ -248,7 +249,7 @@ def _table(pairs: Any) -> Tensor:
     if not is_array and (not isinstance(pairs, Sequence) or isinstance(pairs, bytes | bytearray)):
         raise TypeError(f"pairs: got {type(pairs).__name__}, wanted {wanted}")
     try:
-        return torch.as_tensor(pairs).clone()
+        return torch.tensor(pairs.__array__() if is_array else pairs)
     except (TypeError, ValueError, RuntimeError) as error:  # rows of several lengths, or entries that are no numbers
         raise TypeError(f"pairs: got a {type(pairs).__name__} that is no table ({error}), wanted {wanted}") from error
 

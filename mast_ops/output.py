@@ -1,5 +1,6 @@
 """What a head gives and a loss takes."""
 
+import numbers
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple, NoReturn, Self
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree
 
-from mast_ops._checks import check_count, check_dtype, shown
+from mast_ops._checks import check_count, check_dtype, listed, shown
 from mast_ops.masks import MaskParameterization
 from mast_ops.pairs import Granularity
 
@@ -65,12 +66,13 @@ class SubspaceOutput(NamedTuple):
     def split(self, split_size: int | list[int], dim: int = 0) -> tuple[Self, ...]:
         """As ``Tensor.split`` on the samples: ``head(torch.cat([view0, view1])).split(len(view0))``."""
         _check_samples(dim)
-        if isinstance(split_size, list | tuple):
-            sizes, num = [check_count("split_size", size, 0) for size in split_size], len(self.embedding)
+        given = listed(split_size)
+        if given is not None:
+            sizes, num = [check_count("split_size", size, 0) for size in given], len(self.embedding)
             if sum(sizes) != num:
-                raise ValueError(f"split_size: got {split_size} with a sum of {sum(sizes)}, wanted {num}, the samples")
+                raise ValueError(f"split_size: got {sizes} with a sum of {sum(sizes)}, wanted {num}, the samples")
             return self._parts(lambda rows: torch.split(rows, sizes))
-        size = check_count("split_size", split_size)
+        size = check_count("split_size", split_size)  # type: ignore[arg-type]
         return self._parts(lambda rows: torch.split(rows, size))
 
     @classmethod
@@ -101,7 +103,24 @@ def _refuse_attribute(out: SubspaceOutput, name: str) -> NoReturn:
     raise AttributeError(f"{name}: {why}", name=name, obj=out)
 
 
+def _refuse_factor(out: SubspaceOutput, other: object) -> NoReturn:
+    """A tuple times a number is that many of it."""
+    raise TypeError(f"mul: {_NO_TENSOR}")
+
+
+def _field_or_words(out: SubspaceOutput, place: Any) -> Any:
+    """As any tuple's; what would choose rows of a tensor is told what does here."""
+    if not isinstance(place, slice | numbers.Integral | torch.SymInt):
+        raise TypeError(
+            f"index: got {shown(place)} for a SubspaceOutput, wanted a field: samples i are those of "
+            "out._replace(embedding=out.embedding[i]), with log_variance=out.log_variance[i] where there is one"
+        )
+    return tuple.__getitem__(out, place)
+
+
 SubspaceOutput.__getattr__ = _refuse_attribute  # type: ignore[attr-defined]  # in the class it would type every name
+SubspaceOutput.__mul__ = SubspaceOutput.__rmul__ = _refuse_factor  # type: ignore[method-assign,assignment]
+SubspaceOutput.__getitem__ = _field_or_words  # type: ignore[method-assign,assignment]
 
 
 class TracedOutput(SubspaceOutput):
@@ -130,7 +149,7 @@ View = Tensor | SubspaceOutput
 
 
 def _check_samples(dim: int) -> None:
-    if type(dim) is not int or dim != 0:
+    if isinstance(dim, bool) or not isinstance(dim, numbers.Integral) or dim != 0:
         raise ValueError(f"dim: got {shown(dim)}, wanted 0, the samples: masks are of whole embeddings")
 
 

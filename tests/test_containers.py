@@ -1,18 +1,24 @@
 """What a person would write in place of a list, a number or a head's output: accepted, or refused in words."""
 
+import collections
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from mast_ops import (
+    AllocatedMasks,
     BinaryMasks,
     FactorizedViews,
+    HardConcreteMasks,
     MaskedSubspaceHead,
     MaskL1,
     MaskOverlap,
+    MultiViewLoss,
     SubspaceBarlowTwinsLoss,
     SubspaceCosineLoss,
+    SubspaceFeatures,
     SubspaceNTXentLoss,
     SubspaceOutput,
     SubspaceSigmoidLoss,
@@ -20,6 +26,7 @@ from mast_ops import (
     UncertaintyInvarianceLoss,
     subspace_metrics,
 )
+from mast_ops.kinds import kinds_of
 
 LOSSES = (
     SubspaceBarlowTwinsLoss,
@@ -94,6 +101,70 @@ def test_numbers_of_numpy():
     assert one.features(out, free_of=np.int64(1)).equal(one.features(out, free_of=1))
     assert SubspaceNTXentLoss(np.float32(0.5))(out, out).equal(SubspaceNTXentLoss(0.5)(out, out))
     assert masks.select(range(2))().equal(masks.select([np.int64(0), np.int64(1)])())
+    assert SubspaceNTXentLoss(memory_bank_size=np.int64(0)).memory_bank is None
+    with pytest.raises(ValueError, match=r"^memory_bank_size: got np.int64\(4\), wanted 0 or \(4, D\)"):
+        SubspaceNTXentLoss(memory_bank_size=np.int64(4))
+    assert kinds_of(np.float32(0.5), 3)[0].equal(kinds_of(0.5, 3)[0])
+    assert len(out.chunk(np.int64(2), dim=np.int64(0))) == 2
+    with pytest.raises(TypeError, match=r"^gather_distributed: got np.True_, wanted True or False"):
+        SubspaceVICRegLoss(gather_distributed=np.True_)
+
+
+def test_a_table_of_pandas():
+    table = pytest.importorskip("pandas").DataFrame(np.eye(3, dtype=bool), columns=NAMES)
+    assert kinds_of(table, 3)[0].equal(torch.eye(3, dtype=torch.bool))
+
+
+ORDERS = {
+    "an array": np.array,
+    "keys": lambda entries: dict.fromkeys(entries).keys(),
+    "a dictionary": dict.fromkeys,
+    "values": lambda entries: dict(enumerate(entries)).values(),
+    "a generator": lambda entries: (entry for entry in entries),
+    "a deque": collections.deque,
+}
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_whatever_has_an_order_is_a_list(order):
+    make, one, x = ORDERS[order], head(), torch.randn(4, 8)
+    out = one(x)
+    for names in (("crop", "blur"), (0, 2)):
+        assert one.features(out, free_of=make(names)).equal(one.features(out, free_of=[0, 2]))
+    assert SubspaceFeatures(nn.Identity(), one, keeping=make(["crop"]))(x).shape == (4, 1)
+    for masks in (one.masks, AllocatedMasks(3, 6)):
+        assert masks.select(make([2, 0]))().equal(masks.select([2, 0])())
+    assert HardConcreteMasks(2, 3, stretch=make([-0.5, 1.5])).stretch == (-0.5, 1.5)
+    assert SubspaceNTXentLoss(memory_bank_size=make([5, 6])).memory_bank.bank.shape == (5, 6)
+    assert [len(part.embedding) for part in out.split(make([3, 1]))] == [3, 1]
+    if order not in ("an array", "keys", "a dictionary"):
+        loss = MultiViewLoss(SubspaceVICRegLoss())
+        assert loss(make([out, one(2 * x), one(3 * x)])).equal(loss([out, one(2 * x), one(3 * x)]))
+
+
+def test_names_that_are_multiplied_may_come_in_a_set():
+    one, x = head(), torch.randn(4, 8)
+    assert one.features(one(x), free_of={"blur", "crop"}).equal(one.features(one(x), free_of=["crop", "blur"]))
+    assert one.features(one(x), free_of=torch.tensor([0, 2])).equal(one.features(one(x), free_of=["crop", "blur"]))
+    with pytest.raises(TypeError, match=r"^subspaces: got frozenset, wanted a sequence"):
+        MaskedSubspaceHead(nn.Linear(8, 6), frozenset(NAMES))
+    with pytest.raises(TypeError, match=r"^subspaces: got ndarray, wanted a sequence"):
+        MaskedSubspaceHead(nn.Linear(8, 6), np.array("crop"))
+
+
+@pytest.mark.parametrize("index", [torch.tensor([0, 1]), torch.rand(4) > 0.5, np.array([0, 1]), [0, 1], "embedding"])
+def test_samples_of_an_output_are_not_taken_by_an_index(index):
+    out = head()(torch.randn(4, 8))
+    with pytest.raises(TypeError, match=r"^index: got .* for a SubspaceOutput, wanted .*_replace\(embedding="):
+        out[index]
+    assert out[0] is out.embedding
+    assert out[-1] is out.knows_kinds
+
+
+@pytest.mark.parametrize("product", [lambda x: x * 2, lambda x: 2 * x, lambda x: torch.ones(1) * x])
+def test_an_output_is_no_factor(product):
+    with pytest.raises(TypeError, match=r"^mul: got a SubspaceOutput, wanted a tensor"):
+        product(head()(torch.randn(4, 8)))
 
 
 def test_a_sum_of_regularizers():

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mast_ops._checks import check_choice, check_dense, check_names, check_values, shown
-from mast_ops.masks import what_masks_mean
+from mast_ops.masks._registry import what_masks_mean
 from mast_ops.pairs import GRANULARITIES
 
 _LONGEST = 1 << 20  # bytes

@@ -2,7 +2,7 @@
 
 import copy
 import numbers
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Set
 from typing import Any, Literal, NoReturn, Self
 
 import torch
@@ -17,6 +17,7 @@ from mast_ops._checks import (
     check_names,
     check_values,
     is_traced,
+    listed,
     refuse_script,
     shown,
     traced_quietly,
@@ -301,9 +302,10 @@ class MaskedSubspaceHead(nn.Module):
     def _indices(self, argument: str, names: str | int | Sequence[str | int]) -> list[int]:
         if isinstance(names, str | numbers.Integral):
             return [self._index(argument, names)]  # a NumPy number too
-        if not isinstance(names, list | tuple):
+        entries = list(names) if isinstance(names, Set) else listed(names)  # in any order: weights are multiplied
+        if entries is None:
             raise TypeError(f"{argument}: got {shown(names)}, wanted a name of a subspace, or a list of them")
-        return [self._index(argument, name) for name in names]
+        return sorted(self._index(argument, name) for name in entries)
 
     def with_subspaces(
         self, subspaces: Sequence[str], *, new: Sequence[str] = (), kinds: Tensor | None = None

@@ -1,11 +1,12 @@
 """Embeddings of earlier batches, kept as further negatives."""
 
+import numbers
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mast_ops._checks import check_count, shown
+from mast_ops._checks import check_count, listed, shown
 
 
 class MemoryBank(nn.Module):
@@ -58,11 +59,13 @@ class MemoryBank(nn.Module):
 
 def check_memory_bank_size(size: object) -> tuple[int, int] | None:
     """None for 0: no bank."""
-    if isinstance(size, tuple | list) and len(size) == 2:
-        counted = check_count("memory_bank_size[0]", size[0], 0), check_count("memory_bank_size[1]", size[1])
+    both = listed(size)
+    if both is not None and len(both) == 2:
+        counted = check_count("memory_bank_size[0]", both[0], 0), check_count("memory_bank_size[1]", both[1])
         return counted if counted[0] else None
-    if type(size) is not int or size:
-        some = size if type(size) is int and size > 0 else "M"
+    is_whole = isinstance(size, numbers.Integral) and not isinstance(size, bool)
+    if not is_whole or size:
+        some = size if is_whole and size > 0 else "M"  # type: ignore[operator]
         raise ValueError(f"memory_bank_size: got {shown(size)}, wanted 0 or ({some}, D), D the width of the embeddings")
     return None
 

@@ -1,12 +1,12 @@
 """A loss of two views, averaged over the pairs of more."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Never, Self
 
 import torch
 from torch import Tensor, nn
 
-from mast_ops._checks import check_flag, check_is, check_named
+from mast_ops._checks import check_flag, check_is, check_named, listed
 from mast_ops.kinds import refilled
 from mast_ops.losses._base import Observer, SubspaceLoss, observer_of, pairs_of
 from mast_ops.output import View
@@ -95,6 +95,7 @@ class MultiViewLoss(nn.Module):
         check_flag("return_components", return_components)
         if sample is not None and not self.criterion.takes_sample:
             raise TypeError(f"sample: got some for {type(self.criterion).__name__}, which has no use for it")
+        outs, targets = _views("outs", outs), None if targets is None else _views("targets", targets)
         num_global = self._check(outs, targets)
         losses, components, first, told = [], [], None, _Told()
         for out0, out1, is_local in _pairs(outs, targets, num_global):
@@ -118,14 +119,6 @@ class MultiViewLoss(nn.Module):
 
     def _check(self, outs: Sequence[View], targets: Sequence[View] | None) -> int:
         """How many views are global."""
-        for name, given in (("outs", outs), ("targets", targets)):
-            if given is None and name == "targets":
-                continue
-            if not isinstance(given, list | tuple) or hasattr(given, "_fields"):
-                by_name = "; kinds go by name, kind=kind" if isinstance(given, Tensor) else ""
-                raise TypeError(
-                    f"{name}: got {type(given).__name__}, wanted a list or tuple of outputs, one a view{by_name}"
-                )
         wanted = "two or more" if self.num_views is None else f"{self.num_views}, one for each of the views"
         if len(outs) < 2 or self.num_views not in (None, len(outs)):
             raise ValueError(f"outs: got {len(outs)}, wanted {wanted}")
@@ -162,3 +155,11 @@ def _pairs(outs: Sequence[View], targets: Sequence[View] | None, num_global: int
                 yield out, targets[j], i >= num_global
             elif targets is None and i < num_global:
                 yield out, outs[j], j >= num_global
+
+
+def _views(name: str, given: object) -> list[View]:
+    views = None if isinstance(given, Tensor | Mapping) else listed(given)
+    if views is None:
+        by_name = "; kinds go by name, kind=kind" if isinstance(given, Tensor) else ""
+        raise TypeError(f"{name}: got {type(given).__name__}, wanted a list or tuple of outputs, one a view{by_name}")
+    return views

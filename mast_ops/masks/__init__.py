@@ -1,6 +1,6 @@
 """Parameterisations of K masks over D dimensions. Calling one gives the (K, D) masks."""
 
-from mast_ops.masks._registry import MASKS, describe_masks, make_masks, masks_from_description, what_masks_mean
+from mast_ops.masks._registry import MASKS, describe_masks, make_masks, masks_from_description
 from mast_ops.masks.allocated import AllocatedMasks
 from mast_ops.masks.binary import BinaryMasks
 from mast_ops.masks.hard_concrete import HardConcreteMasks
@@ -21,5 +21,4 @@ __all__ = [
     "describe_masks",
     "make_masks",
     "masks_from_description",
-    "what_masks_mean",
 ]

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from mast_ops import ops
-from mast_ops._checks import check_count, check_flag, check_floats, check_fraction, check_masks, check_share
+from mast_ops._checks import check_count, check_flag, check_floats, check_fraction, check_masks, check_share, listed
 from mast_ops._dials import Dial
 from mast_ops.masks.parameterization import MaskParameterization
 
@@ -173,6 +173,7 @@ class AllocatedMasks(MaskParameterization):
         return {"coverage": self.coverage, "pool": self.pool}
 
     def select(self, rows: Sequence[int | None]) -> Self:
+        rows = rows if (entries := listed(rows)) is None else entries  # a generator is gone through once
         chosen = super().select(rows)
         kept = [(i, row) for i, row in enumerate(rows) if row is not None]
         for i, row in kept:

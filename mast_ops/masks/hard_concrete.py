@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from mast_ops._checks import check_number, check_positive, is_traced, shown
+from mast_ops._checks import check_number, check_positive, is_traced, listed, shown
 from mast_ops._dials import Dial
 from mast_ops.masks.parameterization import MaskParameterization
 
@@ -103,11 +103,12 @@ class HardConcreteMasks(MaskParameterization):
 
 def _check_stretch(stretch: tuple[float, float]) -> tuple[float, float]:
     wanted = "wanted an interval that reaches below 0 and above 1"
-    if not isinstance(stretch, tuple | list):
+    ends = listed(stretch)
+    if ends is None:
         raise TypeError(f"stretch: got {shown(stretch)}, {wanted}")
-    if len(stretch) != 2:
-        raise ValueError(f"stretch: got {len(stretch)} numbers, {wanted}")
-    low, high = (check_number("stretch", end) for end in stretch)
+    if len(ends) != 2:
+        raise ValueError(f"stretch: got {len(ends)} numbers, {wanted}")
+    low, high = (check_number("stretch", end) for end in ends)
     if not (low < 0 and high > 1):
         raise ValueError(f"stretch: got {low, high}, {wanted}")
     return low, high

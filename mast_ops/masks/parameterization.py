@@ -8,7 +8,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from mast_ops._checks import check_count, check_is, check_number, check_positive, refuse_script
+from mast_ops._checks import check_count, check_number, check_positive, listed, refuse_script, shown
 from mast_ops.masks._decay import keep_from_decay
 
 
@@ -101,7 +101,10 @@ class MaskParameterization(nn.Module, ABC):
         Raises:
             ValueError: No rows, or one that is not there.
         """
-        check_is("rows", rows, list | tuple | range, "a list of indices")
+        entries = listed(rows)
+        if entries is None:
+            raise TypeError(f"rows: got {shown(rows)}, wanted a list of indices")
+        rows = entries
         if not rows:
             raise ValueError("rows: got none, wanted at least one")
         for row in rows:
