@@ -170,7 +170,8 @@ def _tuned() -> dict[str, Method]:
             *_grid(sensitivity=(5.0,), lr=(2.0,)),
             *_grid(coverage=(0.97,), lr=(2.0,)),
             *_grid(nu_param=(0.25,), lr=(1.0, 2.0, 4.0)),
-            *_grid(lambda_param=(15.0,), nu_param=(0.25,), lr=(2.0,)),
+            *_grid(lambda_param=(10.0, 15.0), nu_param=(0.25,), lr=(2.0, 4.0)),
+            *_grid(sensitivity=(20.0,), nu_param=(0.25,), lr=(2.0, 4.0)),
             *_grid(coverage=(0.97,), nu_param=(0.25,), lr=(2.0, 4.0)),
         ],
         "simclr/composed": [
