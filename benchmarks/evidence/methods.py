@@ -154,7 +154,7 @@ def _tuned() -> dict[str, Method]:
             *_grid(augself=(1.0,), lambda_param=(10.0,)),
             *_grid(augself=(2.0, 5.0), lr=(4.0,), nu_param=(0.25,)),
             *_grid(augself=(2.0,), lr=(4.0,)),
-            *_grid(lr=(8.0,)),
+            *_grid(lr=(8.0, 16.0)),
         ],
         "vicreg/looc": [
             *rates,
@@ -180,7 +180,7 @@ def _tuned() -> dict[str, Method]:
             *_grid(temperature=(0.1,), lr=rate),
             *_grid(temperature=(0.5,), lr=(2.0,)),
         ],
-        "simclr/augself": [*rates, *told, *warmth, *_grid(augself=(1.0,), lr=(8.0,))],
+        "simclr/augself": [*rates, *told, *warmth, *_grid(augself=(1.0,), lr=(8.0, 16.0))],
         "simclr/looc": [*_grid(lr=(2.0,)), *warmth],
         "simclr/mast": [*rates, *warmth, *_grid(sensitivity=(1.0, 2.0)), *_grid(sensitivity=(2.0,), lr=(4.0,))],
         "byol/composed": [*rates, *momenta, *_grid(momentum=(0.95,), lr=(0.5,))],
