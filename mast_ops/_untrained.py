@@ -14,7 +14,8 @@ from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
+from torch.autograd import Variable
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
@@ -27,6 +28,7 @@ STEPS = 10
 _hooked: list[object] = []  # at the first module: who only imports us has no hook
 _watched: WeakKeyDictionary[nn.Module, "_Watch"] = WeakKeyDictionary()
 _averaged: WeakKeyDictionary[nn.Module, WeakSet[nn.Module]] = WeakKeyDictionary()  # by which DDP
+_looked_at: WeakKeyDictionary[nn.Module, WeakSet[nn.Module]] = WeakKeyDictionary()  # after a first backward pass of DDP
 _told: WeakSet[nn.Module] = WeakSet()
 
 
@@ -85,6 +87,37 @@ def check_averaged(module: nn.Module) -> None:
             "MaskedSubspaceHead(projector, views)"
         )
     known.add(module)
+
+
+def look_after_backward(module: nn.Module, *outputs: Tensor | None) -> None:
+    """Names what got no gradient in the first backward pass under a DDP: its own words, in the second step, do not.
+
+    Where DDP looks for what is unused itself, or gradients are accumulated first, there is nothing to say.
+    """
+    ddp = getattr(DistributedDataParallel, "_active_ddp_module", None)
+    if ddp is None or not torch.is_grad_enabled() or module in (seen := _looked_at.setdefault(ddp, WeakSet())):
+        return
+    if ddp.find_unused_parameters or ddp.static_graph or not ddp.require_backward_grad_sync:
+        return
+    inside = {id(p) for p in ddp._module_parameters}
+
+    def look() -> None:
+        if module in seen:
+            return
+        seen.add(module)
+        learned = [(name, p) for name, p in module.named_parameters() if id(p) in inside and p.requires_grad]
+        missing = [name for name, p in learned if p.grad is None]
+        if missing:
+            warn_user(
+                f"{type(module).__name__}: got no gradient for {', '.join(missing)} in the first backward pass under "
+                "DistributedDataParallel, whose next step fails for that; wanted a loss that has a use for them, as "
+                "those of mast-ops have for a head's output that is not detached, requires_grad_(False) before "
+                "DistributedDataParallel, or its find_unused_parameters=True"
+            )
+
+    for output in outputs:
+        if output is not None and output.requires_grad:  # whichever has a gradient, at the end of that pass
+            output.register_hook(lambda _: Variable._execution_engine.queue_callback(look))  # type: ignore[no-untyped-call]
 
 
 def warn_alone(loss: nn.Module) -> None:

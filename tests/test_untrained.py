@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import re
 import warnings
 
 import pytest
@@ -172,3 +173,46 @@ def test_a_loss_whose_temperature_no_optimizer_knows_is_named():
         assert told.startswith(f"{type(loss).__name__}: got gradients for {names} in {STEPS} steps of SGD")
         net = wrapped(plain())
         assert train(net, torch.optim.SGD(param_groups(net, loss, lr=1e-3)), loss=loss) == []
+
+
+UNUSED = {
+    "the embedding alone": (lambda out: out.embedding, {}, "masks.weight, uncertainty.hidden.weight, .*last.bias"),
+    "the masks alone": (lambda out: out.masks, {}, "projector.weight, projector.bias, uncertainty.hidden.weight"),
+    "no variance": (lambda out: out.embedding @ out.masks.T, {}, "uncertainty.hidden.weight"),
+    "all of it": (lambda out: SubspaceNTXentLoss()(out, out), {}, None),
+    "what DDP looks for": (lambda out: out.embedding, {"find_unused_parameters": True}, None),
+}
+
+
+@pytest.mark.usefixtures("alone")
+@pytest.mark.parametrize("case", UNUSED)
+def test_what_ddp_would_wait_for_is_named_in_its_first_step(case):
+    """Its second step says that there is something, by no name."""
+    use, options, names = UNUSED[case]
+    head = MaskedSubspaceHead(nn.Linear(4, 8), 3, uncertainty="subspace")
+    parallel = nn.parallel.DistributedDataParallel(head, **options)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        with parallel.no_sync():  # more may come
+            parallel(torch.randn(6, 4)).embedding.sum().backward()
+        head.zero_grad()
+        assert told == []
+        use(parallel(torch.randn(6, 4))).sum().backward()
+    assert len(told) == (names is not None)
+    for one in told:
+        assert re.match(f"MaskedSubspaceHead: got no gradient for {names}.* in the first backward", str(one.message))
+        assert one.filename == __file__
+    if names is not None:
+        with pytest.raises(RuntimeError, match="finished reduction"):
+            parallel(torch.randn(6, 4))
+
+
+def test_masks_of_a_target_that_comes_first_are_named():
+    head, x = MaskedSubspaceHead(nn.Linear(4, 8), 3), torch.randn(6, 4)
+    loss = SubspaceCosineLoss()
+    with pytest.warns(UserWarning, match=r"^out0.masks: got masks without a gradient .*wanted the prediction first"):
+        loss(head(x).detach(), head(x))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        loss(head(x), head(x).detach())
+        loss(head(x).detach(), head(x).detach())

@@ -22,7 +22,7 @@ from mast_ops._checks import (
     shown,
     traced_quietly,
 )
-from mast_ops._untrained import check_averaged, watch
+from mast_ops._untrained import check_averaged, look_after_backward, watch
 from mast_ops.head._identity import Identity
 from mast_ops.head._predictor import Predictor
 from mast_ops.head._widths import infer_width
@@ -189,7 +189,10 @@ class MaskedSubspaceHead(nn.Module):
             granularity, observer = None if granularity is None else Word(granularity), None
             told = Word("told" if told else "")  # true or false as well, where ONNX has no output for a flag
         log_variance = None if self.uncertainty is None else self.uncertainty(h)
-        return SubspaceOutput(embedding, self.masks(), log_variance, self._table, granularity, observer, told)
+        masks = self.masks()
+        if not torch.compiler.is_compiling():
+            look_after_backward(self, embedding, masks, log_variance)
+        return SubspaceOutput(embedding, masks, log_variance, self._table, granularity, observer, told)
 
     def _replicate_for_data_parallel(self) -> NoReturn:
         raise RuntimeError(

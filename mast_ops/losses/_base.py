@@ -327,6 +327,11 @@ def pairs_of(
         raise ValueError("masks: got a tensor beside a head's output, which carries its own; pass one or the other")
     if len(views) == 2:
         check_alike("out1.masks", views[1].masks, "out0.masks", views[0].masks)
+        if views[1].masks.requires_grad and not views[0].masks.requires_grad and not torch.compiler.is_compiling():
+            warn_user(
+                "out0.masks: got masks without a gradient beside those of out1 with one, wanted the prediction first, "
+                "as in loss(prediction, target): the masks of out0 count, and those of out1 would not be trained"
+            )
     tables = [out.kinds for out in views if out.kinds is not None]
     if kind is not None and kinds is None and not all(out.knows_kinds for out in views):
         raise ValueError(
