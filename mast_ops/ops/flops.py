@@ -4,7 +4,12 @@ A count belongs to the formula, and not to what a kernel saves of it (half of a 
 does twice. As in torch's own counts, only matrix products are, a multiplication and an addition each.
 """
 
+import sys
 from collections.abc import Callable
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -58,22 +63,40 @@ _FORMULAS: dict[str, tuple[Callable[[Shapes], int], int, int]] = {
 }
 
 
+_COUNTER = "torch.utils.flop_counter"
+
+
 def count_flops() -> None:
-    """Lets torch's counter know the formulas: call it before ``FlopCounterMode()``.
+    """Lets torch's counter know the formulas: now where it was imported, else as soon as it is.
 
-    It happens by itself where the counter was imported before this library. Not otherwise: it imports Triton, which
-    takes longer than all of this library does.
-
-    Example:
-        >>> import torch
-        >>> from torch.utils.flop_counter import FlopCounterMode
-        >>> from mast_ops import SubspaceNTXentLoss, ops
-        >>> ops.count_flops()
-        >>> with FlopCounterMode(display=False) as counter:
-        ...     loss = SubspaceNTXentLoss(backend="chunked")(*torch.randn(2, 4, 8), masks=torch.ones(3, 8))
-        >>> counter.get_total_flops() == 2 * 8 * 8 * 8 * 3
-        True
+    Not before, since it imports Triton, which takes longer than all of this library does.
     """
+    if _COUNTER in sys.modules:
+        _register()
+    else:
+        sys.meta_path.insert(0, _AfterCounter())
+
+
+class _AfterCounter(MetaPathFinder):
+    """Finds the counter's module once, as it would be found without this, and registers when it has run."""
+
+    def find_spec(self, fullname: str, path: Any, target: Any = None) -> ModuleSpec | None:
+        if fullname != _COUNTER:
+            return None
+        sys.meta_path.remove(self)
+        spec = find_spec(fullname)
+        if spec is not None and spec.loader is not None:
+            run = spec.loader.exec_module
+
+            def run_and_register(module: ModuleType) -> None:
+                run(module)
+                _register()
+
+            setattr(spec.loader, "exec_module", run_and_register)  # noqa: B010  # a method, to a type checker
+        return spec
+
+
+def _register() -> None:
     from torch.utils.flop_counter import flop_registry, register_flop_formula
 
     for operator, (formula, times, back) in _FORMULAS.items():
