@@ -84,7 +84,8 @@ def load_heads(path: str | Path) -> dict[str, StoredHead]:
     check_is("path", path, str | os.PathLike, "the path of a file")
     check_is("path", os.fspath(path), str, "the path of a file, as text")
     heads: dict[str, StoredHead] = {}
-    for place, state in _dictionaries(_read(Path(path)), (), set()):
+    contents = _read(Path(path))
+    for place, state in _dictionaries(contents, (), set()):
         for key in state:
             if isinstance(key, str) and (key == _STATE or key.endswith(f".{_STATE}")):
                 prefix = key.removesuffix(_STATE)
@@ -94,7 +95,8 @@ def load_heads(path: str | Path) -> dict[str, StoredHead]:
                         raise ValueError(f"checkpoint: got two heads at {name!r}, wanted one at each place")
                     heads[name] = _head(name, state, prefix)
     if not heads:
-        raise ValueError(f"checkpoint: got {path} with no MaskedSubspaceHead in it, wanted the state_dict of one")
+        what = f"got {path}, a {type(contents).__name__} with no MaskedSubspaceHead in it"
+        raise ValueError(f"checkpoint: {what}, wanted the state_dict of one")
     return heads
 
 

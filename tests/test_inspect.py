@@ -574,3 +574,9 @@ def test_what_scripts_keep_beside_a_state_dict_is_read(tmp_path, monkeypatch):
     }
     torch.save({"state_dict": head.state_dict(), **beside}, tmp_path / "run.ckpt")
     assert load_heads(tmp_path / "run.ckpt")["state_dict"].subspaces == ("crop", "color")
+
+
+@pytest.mark.parametrize(("contents", "name"), [([1, 2], "list"), (torch.zeros(3), "Tensor"), (None, "NoneType")])
+def test_what_a_file_holds_is_named_by_its_type(tmp_path, contents, name):
+    with pytest.raises(ValueError, match=rf"a {name} with no MaskedSubspaceHead in it"):
+        load_heads(saved(contents, tmp_path))
