@@ -2,12 +2,13 @@
 
 import math
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 
 import torch
 from torch import Tensor
 
 _HALF = (torch.float16, torch.bfloat16)
-_WITHOUT_FLOAT64 = ("mps",)
+_WITH_FLOAT64 = ("cpu", "cuda", "meta")  # others are asked: MPS has none, nor has many an XPU
 _UNUSUAL = ("fpga", "hip", "ideep", "lazy", "maia", "meta", "mtia", "opencl", "opengl", "ve", "vulkan")
 # Asked at import: compilers of torch before 2.12 cannot trace the question.
 _WITHOUT_AUTOCAST = tuple(kind for kind in _UNUSUAL if not torch.amp.is_autocast_available(kind))
@@ -47,7 +48,15 @@ def alike(z0: Tensor, z1: Tensor) -> tuple[Tensor, Tensor]:
 
 def with_float64(x: Tensor) -> Tensor:
     """The tensor itself, on the CPU where its device has no float64."""
-    return x.cpu() if x.device.type in _WITHOUT_FLOAT64 else x
+    return x if x.device.type in _WITH_FLOAT64 or _has_float64(str(x.device)) else x.cpu()
+
+
+@cache
+def _has_float64(device: str) -> bool:
+    try:
+        return torch.ones(2, dtype=torch.float64, device=device).sum().dtype == torch.float64
+    except (TypeError, RuntimeError):
+        return False
 
 
 def exact(x: Tensor) -> Tensor:

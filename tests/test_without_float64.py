@@ -9,6 +9,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
 from mast_ops import SubspaceOutput, analysis, subspace_metrics
+from mast_ops._precision import _has_float64, exact
+from mast_ops.functional.uncertainty import _log_harmonic_mean
 
 MPS = torch.device("mps")
 
@@ -123,6 +125,32 @@ def test_metrics_are_the_same(granularity, log_variance):
         return subspace_metrics(out, kind=put(GROUP))
 
     assert values(There) == pytest.approx(values(lambda x: x))
+
+
+def test_a_mean_over_ranks_takes_the_cpu():
+    class OfRanks:
+        distributed = True
+        total = staticmethod(lambda x: 2 * x)  # of a second rank with the same batch
+
+    log_variance = torch.randn(6, 3)
+    got, wanted = (_log_harmonic_mean(x, OfRanks()) for x in (There(log_variance), log_variance))
+    assert got.device == MPS
+    torch.testing.assert_close(got.values, wanted)
+    torch.testing.assert_close(wanted, -(-log_variance).exp().mean(0, keepdim=True).log())
+
+
+@pytest.mark.parametrize("error", [TypeError, RuntimeError])
+def test_any_device_is_asked_for_float64(error, monkeypatch):
+    """As an XPU without it: "Required aspect fp64 is not supported on the device"."""
+
+    def ones(*_, dtype, device):
+        raise error(f"{device} has no {dtype}")
+
+    monkeypatch.setattr(torch, "ones", ones)
+    _has_float64.cache_clear()
+    assert not _has_float64("xpu:0")
+    assert exact(There(MASKS)).device.type == "cpu"
+    _has_float64.cache_clear()
 
 
 def test_pictures_are_drawn():

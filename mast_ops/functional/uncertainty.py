@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mast_ops import ops
 from mast_ops._checks import check_alike, check_choice, check_flag, check_floats
-from mast_ops._precision import largest_exponent, no_autocast, widen
+from mast_ops._precision import exact, largest_exponent, no_autocast, widen
 from mast_ops.functional.distance import REDUCTIONS, Reduction, cosine_distance_of_pairs, mean_gap
 from mast_ops.kinds import members
 from mast_ops.ops import Backend, Gap, Table
@@ -274,8 +274,9 @@ def _log_harmonic_mean(log_variance: Tensor, run: Run) -> Tensor:
     log_sum = torch.logsumexp(-log_variance.detach(), dim=0, keepdim=True)
     if not run.distributed:
         return math.log(len(log_variance)) - log_sum
-    total = run.total(torch.cat([log_sum.double().exp(), log_sum.new_full((1, 1), len(log_variance)).double()], dim=1))
-    return (total[:, -1:].log() - total[:, :-1].log()).to(log_variance.dtype)
+    sums = exact(log_sum).exp()
+    total = run.total(torch.cat([sums, torch.full_like(sums[:, :1], len(log_variance))], dim=1))
+    return (total[:, -1:].log() - total[:, :-1].log()).to(log_variance.dtype).to(log_variance.device)
 
 
 def _mass(pairs: Pairs) -> Tensor:
