@@ -1,5 +1,6 @@
 """Where a loss runs: on which backend, and over which ranks."""
 
+from collections.abc import Mapping
 from typing import Self
 
 import torch
@@ -7,6 +8,7 @@ from torch import Tensor
 
 from mast_ops import ops
 from mast_ops.ops import Backend, check_backend
+from mast_ops.pairs import Pairs
 
 
 class Run:
@@ -30,19 +32,41 @@ class Run:
         check_backend(backend)
         self.backend: Backend = backend
         self.distributed = ops.ranks(gather_distributed) > 1
-        self._call: tuple[Tensor, Tensor, Tensor | None, list[str]] | None = None
         self._last: Tensor | None = None
         self._last_learned: Tensor | None = None  # the last with a gradient: the backward pass speaks to ranks as well
 
-    def of(self, function: str, z: Tensor, masks: Tensor, kinds: Tensor | None = None, **options: object) -> Self:
-        """This run, of a call that all ranks must make alike: with the same D, K, dtype, kinds of pairs and options.
+    def of(
+        self, function: str, pairs: Pairs, numbers: Mapping[str, float | Tensor] | None = None, **options: object
+    ) -> Self:
+        """This run, of a call that all ranks must make alike: with the same D, K, dtypes, masks, kinds of pairs,
+        numbers and options, and gradients for the same of them.
 
-        They are compared before the ranks are told anything, once for each way of calling: see
-        :func:`mast_ops.ops.agree`, which raises a ValueError on every rank if they differ.
+        They are compared before the ranks are told anything else: see :func:`mast_ops.ops.agree`, which raises a
+        ValueError on every rank if they differ.
         """
-        if self.distributed:
-            names = [f"{name}={value}" for name, value in options.items()]
-            self._call = (z, masks, kinds, [f"function={function}", f"backend={self.backend}", *names])
+        if not self.distributed:
+            return self
+        doubt = pairs.uncertainty
+        learned = {"z0": pairs.z0, "z1": pairs.z1, "masks": pairs.masks, "log_variance": doubt and doubt.log_variance}
+        values = {
+            name: x if isinstance(x, Tensor) else torch.full((), x, dtype=torch.float64, device="cpu")
+            for name, x in (numbers or {}).items()
+        }
+        learned |= values
+        facts = {
+            "function": function,
+            "backend": ops.asked_for(self.backend),
+            "kind": pairs.kind is not None,
+            "granularity": None if doubt is None else doubt.granularity,
+            "gradients": [name for name, x in learned.items() if x is not None and x.requires_grad]
+            if torch.is_grad_enabled()
+            else "off",
+            "numbers": " ".join(values),
+            "compiled": torch.compiler.is_compiling(),  # its backward pass tells ranks more
+            **options,
+        }
+        words = [f"{name}={value}" for name, value in facts.items()]
+        self.told(ops.agree(pairs.z0, pairs.masks, pairs.kinds, list(values.values()), words))
         return self
 
     def tied(self, x: Tensor, *others: Tensor | None) -> Tensor:
@@ -53,9 +77,6 @@ class Run:
         """
         if not self.distributed:
             return x
-        if self._call is not None:
-            call, self._call = self._call, None
-            self.told(ops.agree(*call))
         if self._last is None:
             return x
         learned = torch.is_grad_enabled() and any(y is not None and y.requires_grad for y in (x, *others))

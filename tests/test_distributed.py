@@ -732,24 +732,113 @@ def test_functions_compare_as_losses_do(group):
     assert "gather_distributed: got dtype = torch.bfloat16 on rank 1, wanted torch.float16, that of rank 0" in second
 
 
+def odd_call(rank: int, what: str):
+    """Two calls, of which the second differs on a rank in what a call before had as well, or in what is of no shape."""
+    agreement._agreed.clear()
+    odd = rank == 1
+    z, kind = torch.randn(2, 4, D), torch.tensor([0, 1, 2, 0])
+    masks = (torch.arange(K * D).view(K, D) / 10).requires_grad_()
+    table = torch.eye(K, dtype=torch.bool)
+
+    def call(loss=None, pairs=z, masks=masks, kinds=table, **given):
+        loss = SubspaceVICRegLoss(gather_distributed=True) if loss is None else loss
+        return loss(*pairs, masks=masks, kinds=kinds, **({"kind": kind} | given))
+
+    def temperature(value):
+        return SubspaceNTXentLoss(value, gather_distributed=True)
+
+    calls = {
+        "D": lambda: (
+            call(pairs=z[..., :4], masks=masks[:, :4]),
+            call(pairs=z[..., : 5 - odd], masks=masks[:, : 5 - odd]),
+        ),
+        "function": lambda: (call(), call(temperature(0.5)), call(temperature(0.5) if odd else None)),
+        "masks": lambda: (call(), call(masks=masks * (1 - 0.01 * odd))),
+        "kinds": lambda: (call(), call(kinds=table.flip(0) if odd else table)),
+        "temperature": lambda: (call(temperature(0.5)), call(temperature(0.4 if odd else 0.5))),
+        "lambda_param": lambda: call(SubspaceVICRegLoss(24.0 if odd else 25.0, gather_distributed=True)),
+        "gradients": lambda: call(temperature(nn.Parameter(torch.tensor(0.5)) if odd else 0.5)),
+        "gradients, none": lambda: call(masks=masks.detach() if odd else masks),
+        "dtype of masks": lambda: call(masks=masks.bfloat16() if odd else masks),
+        "reduction": lambda: MF.masked_distance(
+            *z, masks, reduction="none" if odd else "mean", gather_distributed=True
+        ),
+        "weight": lambda: MF.subspace_sensitivity(
+            *z, masks, kind=kind, weight=torch.ones(4) if odd else None, gather_distributed=True
+        ),
+        "an error": lambda: call(kind=kind.int() if odd else kind),
+        "an error, at first": lambda: MF.subspace_variance("z" if odd else z[0], masks, gather_distributed=True),
+        "pair of views": lambda: MultiViewLoss(SubspaceVICRegLoss(gather_distributed=True))(
+            [*z, *z][: 2 if odd else 3], masks=masks
+        ),
+    }
+    calls[what]()
+
+
+@pytest.mark.parametrize(
+    "what",
+    [
+        "D",
+        "function",
+        "masks",
+        "kinds",
+        "temperature",
+        "lambda_param",
+        "gradients",
+        "gradients, none",
+        "dtype of masks",
+        "reduction",
+        "weight",
+        "an error",
+        "an error, at first",
+        "pair of views",
+    ],
+)
+def test_a_rank_that_differs_later_or_in_a_number_is_told_on_all(group, what):
+    errors = [str(one) for one in group(2)(odd_call, what)]
+    if what.startswith("an error"):
+        assert "got an error on rank 1, wanted none: TypeError" in errors[0]
+        assert errors[1].startswith("TypeError: ")
+    else:
+        for rank, error in enumerate(errors):
+            assert f"ValueError: gather_distributed: got {what.split(',')[0]} = " in error
+            assert f" on rank {rank}, wanted " in error
+
+
 def comparisons(rank: int):
-    """How often ranks compare in calls of two ways, each made thrice, with other samples each time."""
-    compared, compare = [], dist.all_gather_object
-    dist.all_gather_object = lambda *args, **options: compared.append(1) or compare(*args, **options)
+    """How often ranks speak of what they call, in calls of two ways, each made thrice, with other samples each time."""
+    compared, compare = [], agreement._gather
+    agreement._gather = lambda own: compared.append(float(own[1])) or compare(own)
     loss = SubspaceVICRegLoss(gather_distributed=True)
+    agreement._agreed.clear()
     try:
         for n in (3, 4, 5):
             for width in (7, 8):
                 loss.lambda_param = float(n)  # a weight may be scheduled
                 loss(*torch.randn(2, n + rank, width), masks=torch.ones(2, width))
-        MF.masked_distance(*torch.randn(2, 3, 9), torch.ones(2, 9), gather_distributed=True)  # speaks to no one
     finally:
-        dist.all_gather_object = compare
-    return len(compared)
+        agreement._gather = compare
+    return compared
 
 
-def test_ranks_compare_once_for_each_way_of_calling(group):
-    assert group(2)(comparisons) == [2, 2]
+def test_ranks_compare_in_each_call_and_know_what_is_new(group):
+    """On a GPU what is not new is asserted there: nothing waits for it."""
+    assert group(2)(comparisons) == [[1, 1, 0, 0, 0, 0]] * 2
+
+
+def slow_then_quick(rank: int, seconds: float):
+    time.sleep(seconds * rank)
+    return seconds
+
+
+def test_a_late_answer_is_no_answer_to_the_next_call():
+    ranks = Ranks(2)
+    try:
+        first = ranks(slow_then_quick, 3.0, patience=1)
+        assert isinstance(first[1], TimeoutError)
+        assert ranks(slow_then_quick, 0.0) == [0.0, 0.0]
+    finally:
+        ranks.close()
 
 
 def nan_on_one(rank: int, name: str):

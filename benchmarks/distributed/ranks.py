@@ -18,26 +18,36 @@ _context.set_forkserver_preload(["mast_ops", "torch._dynamo", "torch.distributed
 
 class Ranks:
     """``size`` processes of one group. Call it with a function and its arguments: a list of every rank's result,
-    in which an exception stands for itself."""
+    in which an exception stands for itself. A group of which a rank has died or not answered is made anew at the next
+    call: what it would still say is no answer to that."""
 
     def __init__(self, size: int, timeout: float = 60) -> None:
-        self.size = size
+        self.size, self.timeout = size, timeout
+        self._start()
+
+    def _start(self) -> None:
+        self._is_whole = True
         self._folder = tempfile.TemporaryDirectory()
         store = os.path.join(self._folder.name, "store")
         self._pipes: list[Connection] = []
         self._processes = []
-        for rank in range(size):
+        for rank in range(self.size):
             here, there = _context.Pipe()
-            process = _context.Process(target=_work, args=(there, store, rank, size, timeout), daemon=True)
+            process = _context.Process(target=_work, args=(there, store, rank, self.size, self.timeout), daemon=True)
             process.start()
             there.close()
             self._pipes.append(here)
             self._processes.append(process)
 
     def __call__(self, function: Callable[..., Any], *args: Any, patience: float = 300) -> list[Any]:
+        if not self._is_whole:
+            self.close()
+            self._start()
         for pipe in self._pipes:
             pipe.send((function, args))
-        return [_receive(pipe, patience) for pipe in self._pipes]
+        results = [_receive(pipe, patience) for pipe in self._pipes]
+        self._is_whole = not any(isinstance(one, EOFError | TimeoutError) for one in results)
+        return results
 
     def close(self) -> None:
         for process in self._processes:

@@ -24,6 +24,7 @@ from mast_ops.pairs import Pairs, nothing
 from mast_ops.run import Run
 
 
+@ops.raised_by_all
 def subspace_info_nce(
     z0: Tensor,
     z1: Tensor,
@@ -101,11 +102,16 @@ def subspace_info_nce(
         z1=z1, sample1=sample1, both_ways=symmetric
     )
     run = Run(backend, gather_distributed).of(
-        "subspace_info_nce", pairs.z0, masks, kinds, kind=kind is not None, reduction=reduction, symmetric=symmetric
+        "subspace_info_nce",
+        pairs._replace(z1=z1),
+        {"temperature": temperature},
+        reduction=reduction,
+        symmetric=symmetric,
     )
     return _contrast(problem, run, reduction)
 
 
+@ops.raised_by_all
 def subspace_nt_xent(
     z0: Tensor,
     z1: Tensor,
@@ -157,7 +163,7 @@ def subspace_nt_xent(
     check_temperature(temperature)
     pairs = Pairs.of(z0, z1, masks, kinds=kinds, kind=kind)
     run = Run(backend, gather_distributed).of(
-        "subspace_nt_xent", pairs.z0, masks, kinds, kind=kind is not None, reduction=reduction
+        "subspace_nt_xent", pairs, {"temperature": temperature}, reduction=reduction
     )
     return nt_xent(pairs, run, temperature=temperature, reduction=reduction)
 

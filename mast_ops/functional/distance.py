@@ -18,6 +18,7 @@ Reduction = Literal["mean", "none"]
 REDUCTIONS = ("mean", "none")
 
 
+@ops.raised_by_all
 def masked_distance(
     z0: Tensor,
     z1: Tensor,
@@ -72,7 +73,7 @@ def masked_distance(
     """
     check_choice("reduction", reduction, REDUCTIONS)
     pairs = Pairs.of(z0, z1, masks, kinds=kinds, kind=kind)
-    run = Run(backend, gather_distributed).of("masked_distance", pairs.z0, masks, kinds, kind=kind is not None)
+    run = Run(backend, gather_distributed).of("masked_distance", pairs, reduction=reduction)
     with no_autocast(pairs.z0):
         gap, table = Gap(pairs.z0, pairs.z1), pairs.table()
         if reduction == "none":
@@ -80,6 +81,7 @@ def masked_distance(
         return run.mean(mean_gap(gap, table, run), len(z0))
 
 
+@ops.raised_by_all
 def masked_cosine_similarity(
     z0: Tensor,
     z1: Tensor,
@@ -126,7 +128,7 @@ def masked_cosine_similarity(
     check_positive("eps", eps)
     check_choice("reduction", reduction, REDUCTIONS)
     pairs = Pairs.of(z0, z1, masks, kinds=kinds, kind=kind)
-    run = Run(backend, gather_distributed).of("masked_cosine_similarity", pairs.z0, masks, kinds, kind=kind is not None)
+    run = Run(backend, gather_distributed).of("masked_cosine_similarity", pairs, {"eps": eps}, reduction=reduction)
     cosine = cosine_of_pairs(pairs, run, eps)
     return cosine if reduction == "none" else run.mean(cosine.mean(), len(z0))
 

@@ -16,6 +16,7 @@ from mast_ops.run import Run
 _BATCH_NORM_EPS = 1e-5  # Barlow Twins standardises with torch's batch norm
 
 
+@ops.raised_by_all
 def subspace_variance(z: Tensor, masks: Tensor, *, eps: float = 1e-4, gather_distributed: bool = False) -> Tensor:
     """VICReg's variance hinge inside every subspace: ``mean_d relu(1 - sqrt(m_kd^2 var(z_d) + eps))``.
 
@@ -46,12 +47,13 @@ def subspace_variance(z: Tensor, masks: Tensor, *, eps: float = 1e-4, gather_dis
         tensor([0.9900, 0.4950, 0.4950])
     """
     check_positive("eps", eps)
-    run = _run_of("subspace_variance", z, masks, gather_distributed)
+    run = _run_of("subspace_variance", z, masks, gather_distributed, eps=eps)
     with no_autocast(z):
         z, masks = widen(z, masks)
         return _hinge(_statistics(z, run).variance, masks, eps)
 
 
+@ops.raised_by_all
 def subspace_covariance(
     z: Tensor, masks: Tensor, *, gather_distributed: bool = False, backend: Backend = "auto"
 ) -> Tensor:
@@ -88,6 +90,7 @@ def subspace_covariance(
         return _covariance(_statistics(z, run), masks, run)
 
 
+@ops.raised_by_all
 def subspace_moments(
     z: Tensor, masks: Tensor, *, eps: float = 1e-4, gather_distributed: bool = False, backend: Backend = "auto"
 ) -> tuple[Tensor, Tensor]:
@@ -115,7 +118,7 @@ def subspace_moments(
         (tensor([0.4950, 0.0000]), tensor([0., 4.]))
     """
     check_positive("eps", eps)
-    return moments(z, masks, _run_of("subspace_moments", z, masks, gather_distributed, backend), eps)
+    return moments(z, masks, _run_of("subspace_moments", z, masks, gather_distributed, backend, eps=eps), eps)
 
 
 def moments(z: Tensor, masks: Tensor, run: Run, eps: float | Tensor) -> tuple[Tensor, Tensor]:
@@ -126,6 +129,7 @@ def moments(z: Tensor, masks: Tensor, run: Run, eps: float | Tensor) -> tuple[Te
         return _hinge(statistics.variance, masks, eps), _covariance(statistics, masks, run)
 
 
+@ops.raised_by_all
 def subspace_barlow_twins(
     z0: Tensor,
     z1: Tensor,
@@ -172,7 +176,7 @@ def subspace_barlow_twins(
         (tensor([0., 0.]), tensor([2., 0.]))
     """
     pairs = Pairs.of(z0, z1, masks, kinds=kinds, kind=kind)
-    run = Run(backend, gather_distributed).of("subspace_barlow_twins", pairs.z0, masks, kinds, kind=kind is not None)
+    run = Run(backend, gather_distributed).of("subspace_barlow_twins", pairs)
     return barlow_twins(pairs, run)
 
 
@@ -216,10 +220,18 @@ class _Statistics(NamedTuple):
     num_samples: Tensor | int
 
 
-def _run_of(function: str, z: Tensor, masks: Tensor, gather_distributed: bool, backend: Backend = "auto") -> Run:
+def _run_of(
+    function: str,
+    z: Tensor,
+    masks: Tensor,
+    gather_distributed: bool,
+    backend: Backend = "auto",
+    *,
+    eps: float | None = None,
+) -> Run:
     check_embedding("z", z)
     check_masks(masks, z)
-    run = Run(backend, gather_distributed).of(function, z, masks)
+    run = Run(backend, gather_distributed).of(function, Pairs(z, z, masks), None if eps is None else {"eps": eps})
     check_batch(z, run, name="z")
     return run
 

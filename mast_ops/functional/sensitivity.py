@@ -15,6 +15,7 @@ from mast_ops.pairs import Pairs
 from mast_ops.run import Run
 
 
+@ops.raised_by_all
 def subspace_sensitivity(
     z0: Tensor,
     z1: Tensor,
@@ -78,7 +79,7 @@ def subspace_sensitivity(
     check_index("kind", kind, len(z0), z0.device)  # here it is not optional
     if weight is not None:
         check_weight("weight", weight, z0)
-    run = Run(backend, gather_distributed).of("subspace_sensitivity", pairs.z0, masks, kinds)
+    run = Run(backend, gather_distributed).of("subspace_sensitivity", pairs, {"eps": eps}, weight=weight is not None)
     return sensitivity(pairs, run, weight=weight, eps=eps)
 
 
@@ -88,6 +89,7 @@ def sensitivity(pairs: Pairs, run: Run, *, weight: Tensor | None = None, eps: fl
     return outside(explained(pairs, run, weight=weight, eps=eps), pairs.masks, eps)
 
 
+@ops.raised_by_all
 def explained_variance(
     z0: Tensor,
     z1: Tensor,
@@ -139,7 +141,7 @@ def explained_variance(
     check_index("kind", kind, len(z0), z0.device)  # here it is not optional
     if weight is not None:
         check_weight("weight", weight, z0)
-    run = Run(backend, gather_distributed).of("explained_variance", pairs.z0, pairs.masks, kinds)
+    run = Run(backend, gather_distributed).of("explained_variance", pairs, {"eps": eps}, weight=weight is not None)
     found = explained(pairs, run, weight=weight, eps=eps)
     return torch.where(found.pairs[:, None] > 0, found.share, torch.nan)
 

@@ -12,6 +12,7 @@ from mast_ops.pairs import Pairs
 from mast_ops.run import Run
 
 
+@ops.raised_by_all
 def subspace_sigmoid(
     z0: Tensor,
     z1: Tensor,
@@ -75,7 +76,11 @@ def subspace_sigmoid(
         z0, z1, masks, kinds=kinds, kind=kind, samples=(sample0, sample1), gather_distributed=False
     )
     run = Run(backend, gather_distributed).of(
-        "subspace_sigmoid", pairs.z0, masks, kinds, kind=kind is not None, reduction=reduction
+        "subspace_sigmoid",
+        pairs._replace(z1=z1),
+        {"scale": scale, "bias": bias},
+        reduction=reduction,
+        samples=given is not None,
     )
     if given is None:
         sample0 = sample1 = run.own_samples(len(z0), z0.device)

@@ -47,6 +47,7 @@ def combine_log_variance(log_variance0: Tensor, log_variance1: Tensor) -> Tensor
     return torch.logaddexp(*widen(log_variance0, log_variance1))
 
 
+@ops.raised_by_all
 def uncertainty_invariance(
     z0: Tensor,
     z1: Tensor,
@@ -137,9 +138,8 @@ def uncertainty_invariance(
         raise ValueError(f"{missing}: got None beside {given}, wanted both or neither")
     uncertainty = None if log_variance is None or granularity is None else Uncertainty(log_variance, granularity)
     pairs = Pairs.of(z0, z1, masks, kinds=kinds, kind=kind, uncertainty=uncertainty)
-    options = {"distance": distance, "normalize": normalize, "reduction": reduction}
     run = Run(backend, gather_distributed).of(
-        "uncertainty_invariance", pairs.z0, masks, kinds, kind=kind is not None, granularity=granularity, **options
+        "uncertainty_invariance", pairs, distance=distance, normalize=normalize, reduction=reduction
     )
     return invariance(pairs, run, distance=distance, normalize=normalize, reduction=reduction)
 

@@ -95,10 +95,16 @@ class SubspaceLoss(nn.Module, ABC):
     With ``gather_distributed=True`` the loss is that of the batches of all ranks of torch.distributed's default
     process group put together, the same value on every rank, and the gradients that DDP or FSDP average over ranks
     are that loss's own. Ranks may have different numbers of samples, but each at least one, and all of them must
-    call the loss, with one D, K, dtype, table of kinds and choice of options, and masks that are alike, as parameters
-    under DDP and FSDP are: these are compared in the first call of each way, and every rank raises a ValueError where
-    they differ. Candidates of contrastive losses go round a ring, statistics are summed: neither is
-    gathered, so that memory does not grow with the number of ranks. Without a process group there is one rank.
+    call the loss, with one D, K, dtype, table of kinds and choice of options, weights and temperatures that are alike,
+    masks that are too, as parameters under DDP and FSDP are, and gradients for the same of them. That is compared in
+    each call, by 96 bytes a rank, and every rank raises a ValueError where they differ; so it does where one of them
+    refuses its arguments. On a GPU what was compared before is asserted there, so that nothing waits for it. Not
+    compared are what is of a rank's own samples, and which process group a user has in mind: it is the default one. A
+    rank that does not come at all, as with ``gather_distributed=False``, or that fails while ``torch.compile`` traces,
+    is an error when the group's timeout has passed.
+
+    Candidates of contrastive losses go round a ring, statistics are summed: neither is gathered, so that memory does
+    not grow with the number of ranks. Without a process group there is one rank.
 
     Masks that are allocated by what augmentations explain (:class:`mast_ops.AllocatedMasks`) are told of the pairs in
     each call with ``kind``, where the head is in training mode and gradients are on; that takes two samples as well.
@@ -119,6 +125,7 @@ class SubspaceLoss(nn.Module, ABC):
     _difficulty_param: Tensor
     _difficulty_param_is_zero: bool
     _choices: ClassVar[tuple[str, ...]]
+    _dials: ClassVar[tuple[str, ...]]
     takes_sample: ClassVar[bool] = False
     """Whether a call takes ``sample``, what each pair shows."""
 
@@ -152,6 +159,7 @@ class SubspaceLoss(nn.Module, ABC):
         losses = [one for one in cls.__mro__ if issubclass(one, SubspaceLoss)]
         options = [each for one in losses for each in inspect.signature(one.__init__).parameters.values()]
         cls._choices = tuple(sorted({each.name for each in options if isinstance(each.default, str | bool)}))
+        cls._dials = tuple(sorted({name for one in losses for name, x in vars(one).items() if isinstance(x, Dial)}))
 
     __prepare_scriptable__ = refuse_script
 
@@ -192,6 +200,7 @@ class SubspaceLoss(nn.Module, ABC):
         return_components: Literal[True],
     ) -> tuple[Tensor, dict[str, Tensor]]: ...
 
+    @ops.raised_by_all
     def forward(
         self,
         out0: View,
@@ -235,15 +244,21 @@ class SubspaceLoss(nn.Module, ABC):
         """What a loss keeps of a call for later ones; :class:`mast_ops.MultiViewLoss` asks for it once."""
 
     def of_pairs(
-        self, pairs: Pairs, observer: Observer | None = None, judged: Judged | None = None
+        self, pairs: Pairs, observer: Observer | None = None, judged: Judged | None = None, place: str = "1 of 1"
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of some pairs of a call, and its terms; ``judged``: their views beside a reference."""
+        """The loss of some pairs of a call, and its terms; ``judged``: their views beside a reference; ``place``: which
+        of the call's pairs of views they are, which ranks must go through alike."""
         if self._parameters and not self.gather_distributed and not torch.compiler.is_compiling():
             warn_alone(self)
-        options = self._options(pairs) | {"reference": judged is not None}
-        run = Run(self.backend, self.gather_distributed).of(
-            type(self).__name__, pairs.z0, pairs.masks, pairs.kinds, **options
-        )
+        options = {name: getattr(self, name) for name in self._choices if hasattr(self, name)} | {
+            "sensitivity": not self._sensitivity_param_is_zero,
+            "difficulty": not self._difficulty_param_is_zero,
+            "reference": judged is not None,
+            "sample": pairs.sample is not None,
+            "observed": observer is not None,
+            "pair of views": place,
+        }
+        run = Run(self.backend, self.gather_distributed).of(type(self).__name__, pairs, self._numbers(), **options)
         predicts = not self._difficulty_param_is_zero and pairs.uncertainty is not None
         if predicts and pairs.uncertainty is not None and pairs.uncertainty.granularity == "dimension":
             raise ValueError(
@@ -271,14 +286,11 @@ class SubspaceLoss(nn.Module, ABC):
             loss = loss + (0 * pairs.uncertainty.log_variance).sum()
         return loss, {name: value.detach() for name, (_, value) in terms.items()}
 
-    def _options(self, pairs: Pairs) -> dict[str, object]:
-        """What decides which sums ranks are told. Weights may be scheduled, and change nothing in that."""
-        return {name: getattr(self, name) for name in self._choices if hasattr(self, name)} | {
-            "kind": pairs.kind is not None,
-            "granularity": None if pairs.uncertainty is None else pairs.uncertainty.granularity,
-            "sensitivity": not self._sensitivity_param_is_zero,
-            "difficulty": not self._difficulty_param_is_zero,
-        }
+    def _numbers(self) -> dict[str, Tensor]:
+        """What ranks must have alike, and may change from call to call: weights, temperatures, what the loss learns."""
+        given = vars(self)
+        dials = {name: given[f"_{name}"] for name in self._dials if f"_{name}" in given}
+        return dials | {name: x for name, x in self._parameters.items() if x is not None}
 
 
 def observer_of(out0: View, out1: View) -> MaskParameterization | None:

@@ -6,6 +6,7 @@ from typing import Never, Self
 import torch
 from torch import Tensor, nn
 
+from mast_ops import ops
 from mast_ops._checks import check_flag, check_is, check_named, listed
 from mast_ops.kinds import refilled
 from mast_ops.losses._base import Observer, SubspaceLoss, observer_of, pairs_of
@@ -79,6 +80,7 @@ class MultiViewLoss(nn.Module):
         self.local_kinds = refilled(self.local_kinds, self._local_rows)
         return self
 
+    @ops.raised_by_all
     def forward(
         self,
         outs: Sequence[View],
@@ -97,20 +99,20 @@ class MultiViewLoss(nn.Module):
             raise TypeError(f"sample: got some for {type(self.criterion).__name__}, which has no use for it")
         outs, targets = _views("outs", outs), None if targets is None else _views("targets", targets)
         num_global = self._check(outs, targets)
-        losses, components, first, told = [], [], None, _Told()
-        for out0, out1, is_local in _pairs(outs, targets, num_global):
+        losses, components, told, calls = [], [], _Told(), []
+        for out0, out1, is_local in _pairs(outs, targets, num_global):  # all are checked before ranks hear of the first
             of_pair = kind
             if is_local and kind is not None and self.local_kinds is not None:
                 of_pair = self.local_kinds.to(kind.device)[kind]
             pairs = pairs_of(out0, out1, masks=masks, kinds=kinds, kind=of_pair, sample=sample)
             told.observer = observer_of(out0, out1)
             judged = None if reference is None else self.criterion.judged(reference, out0, out1, pairs)
-            loss, terms = self.criterion.of_pairs(pairs, None if told.observer is None else told, judged)
+            calls.append((pairs, None if told.observer is None else told, judged))
+        for i, call in enumerate(calls, 1):
+            loss, terms = self.criterion.of_pairs(*call, place=f"{i} of {len(calls)}")
             losses.append(loss)
             components.append(terms)
-            first = pairs if first is None else first
-        assert first is not None
-        self.criterion.remember(first)
+        self.criterion.remember(calls[0][0])
         told.pass_on()
         mean = torch.stack(losses).mean()
         if not return_components:

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
+from mast_ops import ops
 from mast_ops._checks import check_named, check_number, check_positive
 from mast_ops.functional.sigmoid import sigmoid
 from mast_ops.losses._base import SubspaceLoss, Terms, observer_of, pairs_of
@@ -69,6 +70,7 @@ class SubspaceSigmoidLoss(SubspaceLoss):
             parameter.fill_(value)
 
     @override
+    @ops.raised_by_all
     def forward(  # type: ignore[override]  # one argument more, by keyword
         self,
         out0: View,

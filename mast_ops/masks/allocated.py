@@ -159,7 +159,11 @@ class AllocatedMasks(MaskParameterization):
         weight = torch.where(says, weight, 0.0)
         explained = torch.where(says[:, None], explained, 0.0)
         if not gathered and ops.ranks(self.gather_distributed) > 1:
-            total = ops.all_reduce(torch.cat([explained * weight[:, None], weight[:, None]], dim=1))
+            told = torch.cat([explained * weight[:, None], weight[:, None]], dim=1)
+            fixed = [f"{name}={getattr(self, name)}" for name in ("coverage", "pool", "decay")]
+            facts = ["function=AllocatedMasks.observe", "numbers=warmup renew", *fixed]
+            agreed = ops.agree(told, self.weight, None, [self._warmup, self._renew], facts)
+            total = ops.all_reduce(ops.after(told, agreed))
             weight = total[:, -1]
             explained = total[:, :-1] / torch.where(weight > 0, weight, 1.0)[:, None]
         self.seen += weight > 0

@@ -5,8 +5,8 @@ the kernels of that name.
 """
 
 from mast_ops.kernels.contract import Contrast, Gap, Table
-from mast_ops.ops.agreement import agree
-from mast_ops.ops.backend import BACKENDS, Backend, check_backend
+from mast_ops.ops.agreement import agree, raised_by_all
+from mast_ops.ops.backend import BACKENDS, Backend, asked_for, check_backend
 from mast_ops.ops.collectives import after, all_reduce, averaged, rank, ranks
 from mast_ops.ops.contrast import contrast, contrast_mean
 from mast_ops.ops.flops import count_flops
@@ -23,6 +23,7 @@ __all__ = [
     "after",
     "agree",
     "all_reduce",
+    "asked_for",
     "averaged",
     "check_backend",
     "contrast",
@@ -31,6 +32,7 @@ __all__ = [
     "gap_sums",
     "off_diagonal",
     "products",
+    "raised_by_all",
     "rank",
     "ranks",
     "sigmoid",

@@ -45,6 +45,11 @@ def check_backend(backend: str) -> None:
     check_choice("backend", backend, BACKENDS)
 
 
+def asked_for(backend: Backend) -> Backend:
+    """What was asked for, or what the environment puts in the place of ``"auto"``."""
+    return cast(Backend, _forced) if backend == "auto" else backend
+
+
 def resolve(backend: Backend, operator: str, z: Tensor, held: int) -> Backend:
     """What runs ``operator`` on embeddings like ``z``, never ``"auto"``.
 
@@ -63,7 +68,7 @@ def resolve(backend: Backend, operator: str, z: Tensor, held: int) -> Backend:
         ValueError: The asked backend cannot run here, or not under a transform of torch.func.
     """
     check_backend(backend)
-    asked = _forced if backend == "auto" else backend
+    asked = asked_for(backend)
     if _transformed():
         if asked in ("chunked", "triton", "compile"):
             raise ValueError(
@@ -87,7 +92,7 @@ def resolve(backend: Backend, operator: str, z: Tensor, held: int) -> Backend:
         return _with_kernel(operator)
     if asked == "compile" and torch.compiler.is_compiling():
         return "eager"  # the caller's compiler sees through it
-    return asked  # type: ignore[return-value]
+    return asked
 
 
 def resolve_kernels(backend: Backend, operator: str, z: Tensor, held: int) -> Backend:
@@ -99,7 +104,7 @@ def resolve_kernels(backend: Backend, operator: str, z: Tensor, held: int) -> Ba
     resolved = resolve(backend, operator, z, held)
     if resolved not in ("eager", "compile"):
         return resolved
-    asked = _forced if backend == "auto" else backend
+    asked = asked_for(backend)
     if asked != "auto":
         raise ValueError(
             f"backend: got {asked!r} with gather_distributed, wanted 'auto', 'chunked' or 'triton': "
