@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 _WIDE = 4  # bytes of a float32: gradients and statistics
+_COMPARED = 96  # bytes of what ranks compare
 _INDEX = 8
 _HANDSHAKE = 4  # numbers that ranks compare before a ring turns
 
@@ -36,6 +37,11 @@ def _reduce(s: Setup, numbers: float) -> float:
     return 2 * numbers * _WIDE * (s.ranks - 1) / s.ranks
 
 
+def _agreement(s: Setup) -> float:
+    """Ranks compare what they call: once in each call."""
+    return (s.ranks - 1) * _COMPARED
+
+
 def _ring(s: Setup, rows: int, meetings: int, told: int) -> Cost:
     """A ring of ``meetings`` blocks of so many rows; ``told`` of them learn their own logsumexps and gradients."""
     block, statistics = rows * s.dim, rows * s.subspaces * _WIDE
@@ -43,7 +49,8 @@ def _ring(s: Setup, rows: int, meetings: int, told: int) -> Cost:
     forward = meetings * block * s.element + told * statistics
     backward = meetings * block * (s.element + _WIDE) + 2 * told * statistics
     # Two blocks of candidates, the one that visits and the next; their gradient, and what is added to it.
-    return Cost(forward + backward + handshakes + 2 * _reduce(s, 2), 2 * block * s.element + 3 * block * _WIDE)
+    small = handshakes + 2 * _reduce(s, 2) + _agreement(s)
+    return Cost(forward + backward + small, 2 * block * s.element + 3 * block * _WIDE)
 
 
 def info_nce(s: Setup) -> Cost:
@@ -69,7 +76,7 @@ def vicreg(s: Setup, width: int = 512) -> Cost:
     columns = [min(width, s.dim - start) for start in range(0, s.dim, width)]
     half = sum(wide * (start * width + wide) for start, wide in enumerate(columns))
     small = 2 * (s.dim + 1) + 2 * s.dim + s.subspaces  # mean and variance there and back, upstream gradient
-    return Cost(2 * _reduce(s, 2 * half + small), 0)
+    return Cost(2 * (_reduce(s, 2 * half + small) + _agreement(s)), 0)
 
 
 def vicreg_gathered(s: Setup) -> Cost:
