@@ -1,7 +1,7 @@
-"""Numbers of a module that a schedule may change."""
+"""Attributes of a module that may be set anew: all are checked, and a schedule of numbers compiles nothing again."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -34,3 +34,24 @@ class Dial:
 
     def __get__(self, module: nn.Module | None, owner: type[nn.Module]) -> Any:
         return self if module is None else vars(module)[f"_{self.name}"].item()
+
+
+Checks = Mapping[str, Callable[[str, Any], object]]
+
+
+class Checked(nn.Module):
+    """A module whose choices and flags are checked whenever they are set, in the constructor or later."""
+
+    checks: ClassVar[Checks] = {}
+    """Of each attribute, called with its name and value; those of base classes count too."""
+
+    def __init_subclass__(cls, **kwargs: object) -> None:
+        super().__init_subclass__(**kwargs)
+        cls.checks = {
+            name: check for one in reversed(cls.__mro__) for name, check in vars(one).get("checks", {}).items()
+        }
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in self.checks:
+            self.checks[name](name, value)
+        super().__setattr__(name, value)

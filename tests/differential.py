@@ -66,6 +66,11 @@ class Setting:
     def normal(self, *shape: int) -> Tensor:
         return torch.randn(shape, generator=self.generator, dtype=torch.float64)
 
+    def placed(self, x: Tensor) -> Tensor:
+        """What is learned of nothing, such as an index, in memory in some other way."""
+        layout = self.draw.choice([None, None, *LAYOUTS])
+        return x if layout in (None, "expanded") else laid(x, layout)
+
     def choose(self, name: str, *values: Any) -> Any:
         value = self.text[name] = self.draw.choice(values)
         return value
@@ -94,7 +99,8 @@ def draw_setting(number: int, seed: int) -> Setting:
             rows = torch.rand(s.draw.randint(1, 4), k, generator=s.generator) < 0.5
             s.kinds = torch.cat([rows[rows.any(1)], torch.eye(k, dtype=torch.bool), torch.ones(1, k).bool()])
             s.kinds = s.kinds.unique(dim=0) if k > 1 else torch.ones(1, 1).bool()
-        s.kind = torch.randint(k if s.kinds is None else len(s.kinds), (n,), generator=s.generator)
+            s.kinds = s.placed(s.kinds)
+        s.kind = s.placed(torch.randint(k if s.kinds is None else len(s.kinds), (n,), generator=s.generator))
     s.region = s.choose("region", None, None, None, *HALVES)
     s.text["backend"] = s.backend
     return s
@@ -166,7 +172,7 @@ def info_nce(s: Setting) -> tuple[Function, Function]:
     given: dict[str, Any] = {}
     if s.choose("samples", False, True):
         ids = torch.randint(max(n // 2, 1), (n,), generator=s.generator)
-        samples = (ids, ids[torch.randperm(n, generator=s.generator)])
+        samples = (s.placed(ids), s.placed(ids[torch.randperm(n, generator=s.generator)]))
         given = {"sample0": samples[0], "sample1": samples[1]}
 
     def formula(x: Leaves) -> Tensor:
@@ -206,7 +212,7 @@ def sup_con(s: Setting) -> tuple[Function, Function]:
     with_temperature(s)
     del s.leaves["z1"]
     r, n = s.choose("reduction", "mean", "none"), len(s.leaves["z0"])
-    sample = torch.arange(n) // 2 % max(n // 2, 1)
+    sample = s.placed(torch.arange(n) // 2 % max(n // 2, 1))
     return (
         lambda x: MF.subspace_sup_con(
             x["z0"], sample, x["masks"], temperature=x["temperature"], reduction=r, backend=s.backend, **s.pairs
@@ -221,7 +227,7 @@ def sigmoid(s: Setting) -> tuple[Function, Function]:
     s.leaves["scale"] = torch.tensor(s.choose("scale", 10.0, 1.0, 100.0), dtype=dtype)
     s.leaves["bias"] = torch.tensor(s.choose("bias", -10.0, 0.0, 3.0), dtype=dtype)
     r = s.choose("reduction", "mean", "none")
-    ids = torch.randint(n, (2, n), generator=s.generator).unbind()
+    ids = [s.placed(x) for x in torch.randint(n, (2, n), generator=s.generator)]
     return (
         lambda x: MF.subspace_sigmoid(
             x["z0"],
@@ -272,10 +278,10 @@ def barlow_twins(s: Setting) -> tuple[Function, Function]:
 def sensitivity(s: Setting) -> tuple[Function, Function]:
     n, k = len(s.leaves["z0"]), len(s.leaves["masks"])
     if s.kind is None:
-        s.kind = torch.randint(k, (n,), generator=s.generator)
+        s.kind = s.placed(torch.randint(k, (n,), generator=s.generator))
     weight = s.choose("weight", None, "random")
     if weight is not None:
-        weight = torch.rand(n, generator=s.generator, dtype=torch.float64).to(s.leaves["masks"].dtype)
+        weight = s.placed(torch.rand(n, generator=s.generator, dtype=torch.float64).to(s.leaves["masks"].dtype))
 
     def formula(x: Leaves) -> Tensor:
         counted = None if weight is None else weight.to(x["masks"].dtype)
@@ -411,15 +417,30 @@ class Result:
     gradients: dict[str, Tensor | None]
 
 
-def evaluate(function: Function, leaves: Leaves, generator_seed: int, region: torch.dtype | None = None) -> Result:
-    """Outputs, and the gradients of a sum of them with random weights."""
-    leaves = {name: x.detach().requires_grad_() for name, x in leaves.items()}
-    with torch.autocast("cpu", region, enabled=region is not None):
-        out = function(leaves)
-    outputs = out if isinstance(out, tuple) else (out,)
-    g = torch.Generator().manual_seed(generator_seed)
-    total = sum((x.double() * (torch.rand(x.shape, generator=g, dtype=torch.float64) + 0.5)).sum() for x in outputs)
-    found = torch.autograd.grad(total, list(leaves.values()), allow_unused=True)
+def evaluate(
+    function: Function, leaves: Leaves, generator_seed: int, region: torch.dtype | None = None, by: str | None = None
+) -> Result:
+    """Outputs, and the gradients of a sum of them with random weights; ``by`` autograd, torch.func, or compiled."""
+    if by == "compile":
+        torch._dynamo.reset()
+        function = torch.compile(function, backend="aot_eager")
+
+    def weighed(*given: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        with torch.autocast("cpu", region, enabled=region is not None):
+            out = function(dict(zip(leaves, given, strict=True)))
+        outputs = out if isinstance(out, tuple) else (out,)
+        g = torch.Generator().manual_seed(generator_seed)
+        weights = [torch.rand(x.shape, generator=g, dtype=torch.float64) + 0.5 for x in outputs]
+        total = torch.stack([(x.double() * w).sum() for x, w in zip(outputs, weights, strict=True)]).sum()
+        return total, outputs
+
+    if by == "func":
+        every = tuple(range(len(leaves)))
+        found, outputs = torch.func.grad(weighed, argnums=every, has_aux=True)(*(x.detach() for x in leaves.values()))
+    else:
+        learned = [x.detach().requires_grad_() for x in leaves.values()]
+        total, outputs = weighed(*learned)
+        found = torch.autograd.grad(total, learned, allow_unused=True)
     return Result([x.detach().double() for x in outputs], dict(zip(leaves, found, strict=True)))
 
 
@@ -465,10 +486,16 @@ def findings(number: int, seed: int = 0) -> tuple[list[str], str]:
     exact = {key: x.double() for key, x in s.leaves.items()}
     used = {key: laid(x, layout) if layout else x for key, x in s.leaves.items()}
     weights = s.draw.getrandbits(40)
+    by = None
+    if s.draw.random() < 0.1 and s.backend in ("auto", "eager") and spoilt is None:
+        by = "func"
+    elif s.draw.random() < 0.001:
+        by = "compile"
+    s.text["by"] = by
     text = f"{number} {name} {s.text}"
     with small_pieces(s.draw), warnings.catch_warnings(action="ignore"):
         try:
-            got = evaluate(call, used, weights, s.region)
+            got = evaluate(call, used, weights, s.region, by)
         except Exception as error:
             return [f"{type(error).__name__}: {error}"], text
     wanted = evaluate(formula, exact, weights)

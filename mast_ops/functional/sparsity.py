@@ -75,7 +75,8 @@ def mask_expected_l0(open_probability: Tensor) -> Tensor:
     Range 0 to 1. Counteracts open entries however small they are, and leaves the open ones unshrunk.
 
     Args:
-        open_probability: (K, D) in [0, 1], as ``HardConcreteMasks.open_probability()`` gives.
+        open_probability: (K, D) in [0, 1], as ``HardConcreteMasks.open_probability()`` gives; an entry outside counts
+            as the nearer end.
 
     Returns:
         Scalar.
@@ -93,7 +94,8 @@ def mask_expected_l0(open_probability: Tensor) -> Tensor:
     """
     check_masks(open_probability, name="open_probability")
     (open_probability,) = widen(open_probability)
-    return open_probability.mean()
+    # Signed masks would be paid for without end. 0 * inf is NaN: what is not finite shows.
+    return (open_probability.clamp(0, 1) + 0 * open_probability).mean()
 
 
 def mask_coverage(masks: Tensor, floor: float | Tensor = 0.5) -> Tensor:

@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from typing import Any, ClassVar, Literal, Never, Protocol, overload
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mast_ops import ops
 from mast_ops._checks import (
@@ -19,7 +19,7 @@ from mast_ops._checks import (
     refuse_script,
     warn_user,
 )
-from mast_ops._dials import Dial
+from mast_ops._dials import Checked, Checks, Dial
 from mast_ops._untrained import warn_alone, watch
 from mast_ops.functional import combine_log_variance
 from mast_ops.functional.difficulty import prediction_of_difficulty, prediction_of_harder_view
@@ -42,7 +42,7 @@ class Observer(Protocol):
     def observe(self, explained: Tensor, weight: Tensor | None = None, *, gathered: bool = False) -> None: ...
 
 
-class SubspaceLoss(nn.Module, ABC):
+class SubspaceLoss(Checked, ABC):
     """A loss on two views inside K subspaces: a weighted sum of named terms.
 
     A new loss gives its terms and their weights; unpacking, checks and logging are here.
@@ -118,6 +118,10 @@ class SubspaceLoss(nn.Module, ABC):
     compiled again for it.
     """
 
+    checks: ClassVar[Checks] = {
+        "backend": lambda _, x: check_backend(x),
+        "gather_distributed": lambda _, x: ops.ranks(x),
+    }
     sensitivity_param = Dial(check_non_negative)
     _sensitivity_param: Tensor
     _sensitivity_param_is_zero: bool
@@ -138,8 +142,6 @@ class SubspaceLoss(nn.Module, ABC):
         difficulty_param: float = 0.0,
     ) -> None:
         super().__init__()
-        check_backend(backend)
-        ops.ranks(gather_distributed)
         self.sensitivity_param, self.difficulty_param = sensitivity_param, difficulty_param
         self.gather_distributed = gather_distributed
         self.backend: Backend = backend

@@ -1,5 +1,6 @@
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
@@ -76,6 +77,7 @@ class SubspaceNTXentLoss(SubspaceLoss):
 
     temperature = _Temperature(check_positive)
     _temperature: Tensor
+    _initial: Tensor | None = None
 
     def __init__(
         self,
@@ -95,18 +97,31 @@ class SubspaceNTXentLoss(SubspaceLoss):
         )
         self.temperature = temperature
         size = check_memory_bank_size(memory_bank_size)
-        if size is not None and gather_distributed:
-            raise ValueError(
-                "gather_distributed: got True beside a memory bank, wanted False: a bank is of its own rank"
-            )
+        if size is not None:
+            _check_own(gather_distributed)
         self.memory_bank = None if size is None else MemoryBank(size)
 
     @override
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "temperature" and isinstance(value, nn.Parameter):
             check_temperature(value)
+            vars(self)["_initial"] = value.detach().clone()
             vars(self).pop("_temperature", None)  # or torch.nn finds the name taken
+        if name == "gather_distributed" and getattr(self, "memory_bank", None) is not None:
+            _check_own(value)
         super().__setattr__(name, value)
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """A learned temperature starts anew, as in the constructor: after ``to_empty``, for example."""
+        learned = self._parameters.get("temperature")
+        if learned is not None:
+            if self._initial is None or self._initial.is_meta:
+                raise ValueError(
+                    "temperature: got a parameter that was made on the meta device, wanted one with a value: set "
+                    "criterion.temperature anew, torch.nn.Parameter(torch.tensor(0.5))"
+                )
+            learned.copy_(self._initial)
 
     @override
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:
@@ -131,3 +146,8 @@ class SubspaceNTXentLoss(SubspaceLoss):
             negatives = self.memory_bank.negatives(pairs.z0)
             losses = against_negatives(pairs, negatives, run, temperature=temperature)
         return {"nt_xent": (1.0, weighted_mean(losses, pairs.weight, run))}
+
+
+def _check_own(gather_distributed: bool) -> None:
+    if gather_distributed:
+        raise ValueError("gather_distributed: got True beside a memory bank, wanted False: a bank is of its own rank")

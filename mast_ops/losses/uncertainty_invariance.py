@@ -1,6 +1,9 @@
+from typing import ClassVar
+
 from typing_extensions import override
 
 from mast_ops._checks import check_choice, check_flag
+from mast_ops._dials import Checks
 from mast_ops.functional.uncertainty import DISTANCES, Distance, weighted_invariance
 from mast_ops.losses._base import SubspaceLoss, Terms
 from mast_ops.ops import Backend
@@ -42,6 +45,8 @@ class UncertaintyInvarianceLoss(SubspaceLoss):
         tensor(1.)
     """
 
+    checks: ClassVar[Checks] = {"normalize": check_flag, "distance": lambda name, x: check_choice(name, x, DISTANCES)}
+
     def __init__(
         self,
         *,
@@ -52,8 +57,6 @@ class UncertaintyInvarianceLoss(SubspaceLoss):
         difficulty_param: float = 0.0,
     ) -> None:
         super().__init__(gather_distributed=gather_distributed, backend=backend, difficulty_param=difficulty_param)
-        check_choice("distance", distance, DISTANCES)
-        check_flag("normalize", normalize)
         self.distance, self.normalize = distance, normalize
 
     @override

@@ -1,11 +1,11 @@
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 from typing_extensions import override
 
 from mast_ops._checks import check_choice, check_flag, check_non_negative, check_positive
-from mast_ops._dials import Dial
+from mast_ops._dials import Checks, Dial
 from mast_ops.functional.moments import check_batch, moments
 from mast_ops.functional.uncertainty import pair_weights, weighted_invariance
 from mast_ops.losses._base import SubspaceLoss, Terms
@@ -56,6 +56,10 @@ class SubspaceVICRegLoss(SubspaceLoss):
         (tensor(8.), tensor(0.), tensor(0.), tensor(8.))
     """
 
+    checks: ClassVar[Checks] = {
+        "normalize": check_flag,
+        "scope": lambda name, x: check_choice(name, x, ("embedding", "subspace")),
+    }
     lambda_param, mu_param, nu_param = (Dial(check_non_negative) for _ in range(3))
     eps = Dial(check_positive)
     _lambda_param: Tensor
@@ -83,8 +87,6 @@ class SubspaceVICRegLoss(SubspaceLoss):
             sensitivity_param=sensitivity_param,
             difficulty_param=difficulty_param,
         )
-        check_flag("normalize", normalize)
-        check_choice("scope", scope, ("embedding", "subspace"))
         self.lambda_param, self.mu_param, self.nu_param = lambda_param, mu_param, nu_param
         self.eps, self.scope, self.normalize = eps, scope, normalize
 

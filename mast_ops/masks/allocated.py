@@ -1,14 +1,14 @@
 """Masks that are counted, not trained: each augmentation closes the dimensions that it explains best."""
 
 from collections.abc import Sequence
-from typing import Self
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
 
 from mast_ops import ops
 from mast_ops._checks import check_count, check_flag, check_floats, check_fraction, check_masks, check_share, listed
-from mast_ops._dials import Dial
+from mast_ops._dials import Checks, Dial
 from mast_ops.masks.parameterization import MaskParameterization
 
 
@@ -75,6 +75,12 @@ class AllocatedMasks(MaskParameterization):
     calls: Tensor
     """() int64."""
 
+    checks: ClassVar[Checks] = {
+        "coverage": check_share,
+        "pool": check_fraction,
+        "decay": check_share,
+        "gather_distributed": check_flag,
+    }
     warmup, renew = Dial(check_count), Dial(check_count)
     _warmup: Tensor
     _renew: Tensor
@@ -94,7 +100,6 @@ class AllocatedMasks(MaskParameterization):
         self.coverage, self.pool = check_share("coverage", coverage), check_fraction("pool", pool)
         self.warmup, self.renew = warmup, renew
         self.decay = check_share("decay", decay)
-        check_flag("gather_distributed", gather_distributed)
         self.gather_distributed = gather_distributed
         super().__init__(num_subspaces, dim, mean=0.0, std=1.0)
 

@@ -100,7 +100,8 @@ class BinaryMasks(MaskParameterization):
         between = torch.where(beside, ordered.values, 0).sum(dim=1, keepdim=True) / beside.sum()
         soft = torch.sigmoid((self.weight - between) / self._temperature.to(dtype))
         hard = torch.zeros_like(soft).scatter(1, ordered.indices, (place < edge).to(dtype).expand_as(soft))
-        return hard + (soft - soft.detach())
+        # Beside infinite weights it is the others that were finite.
+        return hard + (soft - soft.detach()) + 0 * self.weight
 
     def settings(self) -> dict[str, float | list[float]]:
         return {"coverage": self.coverage, "temperature": self.temperature}

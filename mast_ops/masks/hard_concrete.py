@@ -1,7 +1,5 @@
 """Random gates with exact zeros and ones."""
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -64,9 +62,21 @@ class HardConcreteMasks(MaskParameterization):
         stretch: tuple[float, float] = (-0.1, 1.1),
     ) -> None:
         self.temperature = temperature
-        self.stretch = _check_stretch(stretch)
+        self.stretch = stretch
         super().__init__(num_subspaces, dim, mean=mean, std=std)
         self.register_buffer("draws", torch.zeros((), dtype=torch.int64))
+
+    @property
+    def stretch(self) -> tuple[float, float]:
+        """The interval; it may be set anew while training."""
+        low, high = (end.item() for end in self._stretch)
+        return low, high
+
+    @stretch.setter
+    def stretch(self, value: tuple[float, float]) -> None:
+        # Tensors on the CPU, for which nothing is compiled again, as those of a Dial.
+        low, high = (torch.tensor(end, dtype=torch.float64, device="cpu") for end in _check_stretch(value))
+        self._stretch = low, high
 
     def reset_parameters(self) -> None:
         super().reset_parameters()
@@ -81,8 +91,9 @@ class HardConcreteMasks(MaskParameterization):
                     "torch.jit.trace: got hard-concrete masks in training mode, whose draws it misses; wanted eval()"
                 )
             log_odds = (log_odds + torch.logit(self._uniform())) / self._temperature.to(self.weight.dtype)
-        low, high = self.stretch
-        return (torch.sigmoid(log_odds) * (high - low) + low).clamp(0, 1)
+        low, high = self._stretch
+        masks = (torch.sigmoid(log_odds) * (high - low) + low).clamp(0, 1)
+        return masks + 0 * self.weight  # weights that are not finite show
 
     def settings(self) -> dict[str, float | list[float]]:
         return {"temperature": self.temperature, "stretch": list(self.stretch)}
@@ -97,8 +108,9 @@ class HardConcreteMasks(MaskParameterization):
 
     def open_probability(self) -> Tensor:
         """Probability that each entry of a sample is not zero, (K, D)."""
-        low, high = self.stretch
-        return torch.sigmoid(self.weight - self._temperature.to(self.weight.dtype) * math.log(-low / high))
+        low, high = self._stretch
+        edge = self._temperature * torch.log(-low / high)
+        return torch.sigmoid(self.weight - edge.to(self.weight.dtype))
 
 
 def _check_stretch(stretch: tuple[float, float]) -> tuple[float, float]:

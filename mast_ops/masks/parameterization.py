@@ -3,16 +3,17 @@
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
 from mast_ops._checks import check_count, check_number, check_positive, listed, refuse_script, shown
+from mast_ops._dials import Checked, Checks
 from mast_ops.masks._decay import keep_from_decay
 
 
-class MaskParameterization(nn.Module, ABC):
+class MaskParameterization(Checked, ABC):
     """K masks over D dimensions, grown from one free parameter per entry, ``weight`` of shape (K, D).
 
     ``weight`` stays in float32 when the model around it goes to half precision (``model.bfloat16()``): its steps are
@@ -34,6 +35,7 @@ class MaskParameterization(nn.Module, ABC):
         TypeError: One of them is no number.
     """
 
+    checks: ClassVar[Checks] = {"mean": check_number, "std": check_positive}
     weight: nn.Parameter
     observes = False
     """Whether losses tell it, through ``observe``, what each augmentation explains: see :class:`AllocatedMasks`."""

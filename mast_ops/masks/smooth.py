@@ -32,7 +32,7 @@ class SigmoidMasks(MaskParameterization):
         super().__init__(num_subspaces, dim, mean=mean, std=std)
 
     def forward(self) -> Tensor:
-        return torch.sigmoid(self.weight)
+        return torch.sigmoid(self.weight) + 0 * self.weight  # weights that are not finite show
 
 
 class ReLUMasks(MaskParameterization):
@@ -58,7 +58,7 @@ class ReLUMasks(MaskParameterization):
         super().__init__(num_subspaces, dim, mean=mean, std=std)
 
     def forward(self) -> Tensor:
-        return torch.relu(self.weight)
+        return torch.relu(self.weight) + 0 * self.weight
 
 
 class SoftplusMasks(MaskParameterization):
@@ -83,4 +83,4 @@ class SoftplusMasks(MaskParameterization):
         super().__init__(num_subspaces, dim, mean=mean, std=std)
 
     def forward(self) -> Tensor:
-        return F.softplus(self.weight)
+        return F.softplus(self.weight) + 0 * self.weight
