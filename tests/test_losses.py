@@ -351,3 +351,36 @@ def test_printed_a_loss_says_its_options_as_they_are():
     assert "temperature=0.07, " in repr(loss)
     assert "sensitivity_param=2.0" in repr(loss)
     assert "MemoryBank(8, 4)" in repr(loss)
+
+
+@pytest.mark.parametrize(
+    ("loss", "name", "value"),
+    [
+        (SubspaceVICRegLoss, "scope", "embeding"),
+        (SubspaceVICRegLoss, "normalize", "yes"),
+        (SubspaceNTXentLoss, "backend", "tritn"),
+        (SubspaceNTXentLoss, "gather_distributed", 1),
+        (UncertaintyInvarianceLoss, "distance", "cos"),
+    ],
+)
+def test_choices_and_flags_that_are_set_later_are_checked(loss, name, value):
+    made = loss()
+    kept = getattr(made, name)
+    with pytest.raises((ValueError, TypeError), match=f"{name}: got"):
+        setattr(made, name, value)
+    assert getattr(made, name) == kept
+
+
+def test_a_bank_goes_with_no_ranks_later_either():
+    with pytest.raises(ValueError, match="gather_distributed: got True beside a memory bank"):
+        SubspaceNTXentLoss(memory_bank_size=(4, 8)).gather_distributed = True
+
+
+def test_a_learned_temperature_starts_anew():
+    loss = SubspaceNTXentLoss(nn.Parameter(torch.tensor(0.3)))
+    loss.to_empty(device="cpu").reset_parameters()
+    assert loss.temperature.item() == pytest.approx(0.3)
+    with torch.device("meta"):
+        loss = SubspaceNTXentLoss(nn.Parameter(torch.tensor(0.3)))
+    with pytest.raises(ValueError, match="temperature: got a parameter that was made on the meta device"):
+        loss.to_empty(device="cpu").reset_parameters()

@@ -6,7 +6,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.func import functional_call
 
-from mast_ops import BinaryMasks, HardConcreteMasks, NormalizedMasks, ReLUMasks, SigmoidMasks, SoftplusMasks
+from mast_ops import (
+    AllocatedMasks,
+    BinaryMasks,
+    HardConcreteMasks,
+    NormalizedMasks,
+    ReLUMasks,
+    SigmoidMasks,
+    SoftplusMasks,
+)
 
 ALL = (SigmoidMasks, ReLUMasks, SoftplusMasks, HardConcreteMasks, NormalizedMasks, BinaryMasks)
 
@@ -248,3 +256,44 @@ def test_bad_arguments_are_named(kind, arguments, options, error, words):
 def test_a_stretch_that_is_none_is_refused(stretch, error):
     with pytest.raises(error, match=r"^stretch: got"):
         HardConcreteMasks(2, 4, stretch=stretch)
+
+
+def test_a_stretch_may_follow_a_schedule_and_compiles_once():
+    gates = HardConcreteMasks(2, 8).eval()
+    gates.weight.data[0, 0] = -3.0
+    compiled = torch.compile(gates, fullgraph=True, backend="eager")
+    compiled()
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for low in (-0.2, -0.3, -0.5):
+            gates.stretch = (low, 1.1)
+            wanted = (torch.sigmoid(gates.weight) * (1.1 - low) + low).clamp(0, 1)
+            torch.testing.assert_close(compiled(), wanted)
+            assert gates.stretch == (low, 1.1)
+    with pytest.raises(ValueError, match="stretch: got"):
+        gates.stretch = (0.0, 1.0)
+
+
+@pytest.mark.parametrize("bad", [torch.inf, -torch.inf, torch.nan])
+@pytest.mark.parametrize(
+    "kind", [SigmoidMasks, ReLUMasks, SoftplusMasks, BinaryMasks, HardConcreteMasks, NormalizedMasks, AllocatedMasks]
+)
+def test_weights_that_are_not_finite_show_in_the_masks(kind, bad):
+    masks = kind(2, 8)
+    masks.weight.data[0, 1] = bad
+    for mode in (True, False):
+        assert not masks.train(mode)()[0].isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("masks", "name", "value"),
+    [
+        (AllocatedMasks(2, 8), "coverage", 2.0),
+        (AllocatedMasks(2, 8), "decay", 1.0),
+        (AllocatedMasks(2, 8), "pool", torch.nan),
+        (AllocatedMasks(2, 8), "gather_distributed", "no"),
+        (SigmoidMasks(2, 8), "std", -1.0),
+    ],
+)
+def test_attributes_that_are_set_later_are_checked(masks, name, value):
+    with pytest.raises((ValueError, TypeError), match=f"{name}: got"):
+        setattr(masks, name, value)

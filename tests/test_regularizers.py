@@ -17,7 +17,7 @@ from mast_ops import (
     MaskOverlap,
     SigmoidMasks,
 )
-from mast_ops.functional import mask_coverage
+from mast_ops.functional import mask_coverage, mask_expected_l0
 from mast_ops.regularizers import MaskRegularizerSum
 from mast_ops.schedules import LinearSchedule
 
@@ -158,3 +158,12 @@ def test_a_floor_of_any_form_is_the_same(dtype):
 def test_bad_arguments_are_named(call, error, words):
     with pytest.raises(error, match=f"^{words}"):
         call()
+
+
+def test_expected_l0_pays_nothing_beyond_its_ends():
+    masks = torch.tensor([[-5.0, 3.0]], requires_grad=True)
+    value = mask_expected_l0(masks)
+    assert value == 0.5
+    value.backward()
+    assert not masks.grad.any()
+    assert not mask_expected_l0(torch.tensor([[-torch.inf, 0.5]])).isfinite()
