@@ -46,7 +46,21 @@ PAGES = {  # and the parts of each
     "examples/README.md": (*METHODS, "cost"),
     "mast_ops/README.md": ("versions",),
 }
-SHORT = ("longer", "emoji", "tuning", "tuned")  # files of the evidence that have a table of means alone
+TABLES = {  # of one file of the evidence each, under its caption
+    "evidence": ("results", report.short),
+    "longer": ("longer", report.brief),
+    "emoji": ("emoji", report.brief),
+    "tuning": ("tuning", claims.tuning),
+    "tuned": ("tuned", claims.tuned),
+}
+CLAIMS = {  # and sentences and tables without one, of these files
+    "result": ("results", "tuned"),
+    "differences": ("results",),
+    "claims": ("results",),
+    "looc": ("results", "tuned", "longer"),
+    "cost": ("results",),
+    "ablations": ("ablations",),
+}
 FILES = {"versions": versions.markdown, "views": views.markdown}  # parts made of one file of results
 APART = {"relations": relations.text, "difficulty": difficulty.text}  # suites of their own
 UNMEASURED = "Not measured."
@@ -86,17 +100,13 @@ def part(name: str, folder: Path, results: Path) -> str:
         return ranks(results / RANKS, brief=True)
     if name in APART:
         return apart(results / name / "results.json", APART[name])
-    file = results / EVIDENCE / "results.json"
-    if name in SHORT:
-        return evidence(results / EVIDENCE / f"{name}.json", report.brief)
-    if name == "evidence" or not file.exists():
-        return evidence(file, report.short)
-    document = json.loads(file.read_text())
-    if name == "ablations":
-        return claims.ablations(json.loads((file.parent / "ablations.json").read_text()))
-    if name == "looc":
-        return claims.looc(document, json.loads((file.parent / "longer.json").read_text()))
-    made: str = getattr(claims, name)(document)
+    if name in TABLES:
+        file, table = TABLES[name]
+        return evidence(results / EVIDENCE / f"{file}.json", table)
+    files = [results / EVIDENCE / f"{file}.json" for file in CLAIMS[name]]
+    if not all(file.exists() for file in files):
+        return UNMEASURED
+    made: str = getattr(claims, name)(*(json.loads(file.read_text()) for file in files))
     return made
 
 
