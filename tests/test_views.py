@@ -1186,3 +1186,28 @@ def test_docstring_example():
     results = doctest.testmod(mast_ops.views.factorized)
     assert results.attempted > 5
     assert results.failed == 0
+
+
+@pytest.mark.parametrize("batched", [False, True])
+@pytest.mark.parametrize(
+    ("spoil", "words"), [(lambda y: y.to("meta"), "on the meta device"), (lambda y: y.to_sparse(), "torch.sparse_coo")]
+)
+def test_results_without_values_are_refused_by_name(batched, spoil, words):
+    views = FactorizedViews({"a": lambda x: spoil(x + torch.rand(x.shape))}, batched=batched)
+    with pytest.raises((ValueError, TypeError), match=rf"augmentations\['a'\]: got .*{words}"):
+        views(torch.rand(4, 3, 4, 4)[slice(None) if batched else 0])
+
+
+def test_a_dtype_that_changes_by_seed_is_refused():
+    def either(x):
+        y = x + torch.rand(3, 1, 1)
+        return y.double() if torch.rand(()) < 0.5 else y
+
+    views = FactorizedViews({"a": either})
+
+    def several():
+        for _ in range(20):
+            views(torch.rand(3, 4, 4))
+
+    with pytest.raises(ValueError, match=r"augmentations: got views that are Tensor of torch\.float"):
+        several()

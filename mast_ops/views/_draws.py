@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mast_ops._checks import check_dense, check_values
+
 Augmentation = Callable[..., Any]
 _OTHER = 0x9E3779B9  # under torch's own seed numpy would give torch's very bits
 
@@ -26,6 +28,9 @@ def drawn(name: str, call: Augmentation, x: Any, seed: int) -> Any:
     y = applied(call, x)
     if not is_image(y):
         raise TypeError(f"{name}: got {type(y).__name__} as its result, wanted a PIL image, array or tensor")
+    if isinstance(y, Tensor):
+        check_dense(name, y)
+        check_values(name, y)
     return y
 
 

@@ -1,7 +1,7 @@
 """What goes into views and comes out of augmentations, checked: one image, or a batch of them."""
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -54,6 +54,15 @@ def check_rows(name: str, y: object, num_rows: int, like: Tensor | None = None) 
     if like is not None and (y.shape[1:] != like.shape[1:] or y.dtype != like.dtype):
         got = " and ".join(f"{tuple(z.shape[1:])} {z.dtype}" for z in (like, y))
         raise ValueError(f"{name}: got samples of {got} under two seeds, wanted one shape and dtype")
+
+
+def check_one_type(views: Sequence[Any]) -> None:
+    """Of all views: one type of image, and of numbers in it."""
+    kinds = [str(getattr(view, "dtype", getattr(view, "mode", ""))) for view in views]
+    for view, kind in zip(views, kinds, strict=True):
+        if type(view) is not type(views[0]) or kind != kinds[0]:
+            got = f"{type(views[0]).__name__} of {kinds[0]} and {type(view).__name__} of {kind}"
+            raise ValueError(f"augmentations: got views that are {got} by their seeds, wanted one type of image")
 
 
 def check_item(name: str, y: Any) -> None:

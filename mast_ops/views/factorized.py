@@ -19,7 +19,7 @@ from mast_ops.kinds import kinds_of, names_of_kinds, with_further
 from mast_ops.views._batch import views_of_batch
 from mast_ops.views._compose import take_apart
 from mast_ops.views._draws import Augmentation, draw, outer_states_kept
-from mast_ops.views._images import check_input
+from mast_ops.views._images import check_input, check_one_type
 from mast_ops.views._item import views_of_item
 from mast_ops.views._shares import checked_shares, proportioned
 from mast_ops.views._steps import Step, Which, local_name
@@ -292,6 +292,7 @@ class FactorizedViews:
             if self._finalize is not None:
                 self._trials.use("finalize", self._finalize, views[0])
                 views = [draw("finalize", self._finalize, view, 0) for view in views]
+            check_one_type(views)
         return views, kind.to(x.device) if self._batched else kind
 
     def _steps(self, seeds: list[list[int]], differs: Iterable[Which], is_last: Iterable[Which]) -> list[Step[Which]]:
