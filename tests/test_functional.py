@@ -598,3 +598,20 @@ def test_compile_fullgraph(factorised):
     pairs = zip(torch.autograd.grad(compiled.sum(), leaves), torch.autograd.grad(eager.sum(), leaves), strict=True)
     for got, wanted in pairs:
         torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("backend", ["eager", "chunked", "triton"])
+@pytest.mark.parametrize("normalize", [False, True])
+def test_what_a_large_mask_does_not_count_leaves_no_rounding(normalize, backend):
+    """Beyond 1 a mask's log-variances count no further: float32 has nothing to take back."""
+    z0, log_variance = torch.randn(33, 5) + 5, 8 * torch.rand(33, 5) - 4
+    z1 = z0 + 1e-3 * torch.randn(33, 5)
+    options = {"granularity": "dimension", "normalize": normalize, "backend": backend}
+
+    def gradient(dtype):
+        masks = torch.linspace(20, 60, 10).view(2, 5).to(dtype).requires_grad_()
+        own = options if dtype == torch.float32 else {**options, "backend": "eager"}
+        loss = MF.uncertainty_invariance(z0.to(dtype), z1.to(dtype), masks, log_variance=log_variance.to(dtype), **own)
+        return torch.autograd.grad(loss.sum(), masks)[0].double()
+
+    torch.testing.assert_close(gradient(torch.float32), gradient(torch.float64), rtol=2e-4, atol=0.0)

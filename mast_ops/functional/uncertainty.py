@@ -210,24 +210,17 @@ def _squared(pairs: Pairs, run: Run, normalize: bool = False, reduction: Reducti
 def _likelihood(gap: Gap, table: Table, run: Run, doubt: tuple[Tensor, Tensor | None], reduction: Reduction) -> Tensor:
     """The likelihood per dimension, or twice that times a variance that all samples share; ``doubt``: both logarithms.
 
-    Operators count the log by the squared mask, here it counts at most once: the rest is taken back. They are told
-    variances relative to the shared one, so that what weighs a difference neither overflows nor vanishes on the way.
+    The log counts by the squared mask, but at most once. Operators are told variances relative to the shared one, so
+    that what weighs a difference neither overflows nor vanishes on the way.
     """
     log_variance, shared = doubt
-    squared = table.squared
-    excess = torch.relu(squared - 1)
     scale = torch.full_like(log_variance[:1], 0.5 if shared is None else 1)
-    if shared is None:
-        back = _pooled(0.5 * log_variance, excess, table.row, reduction)
-    else:
-        price = shared.exp() * log_variance
-        log_variance = log_variance - shared
-        back = _pooled(log_variance, squared, table.row, reduction)
-        back = back - _pooled(price, squared - excess, table.row, reduction)
-    gap = gap._replace(log_variance=log_variance, scale=scale)
+    price = 0.5 * log_variance if shared is None else shared.exp() * log_variance
+    price = _pooled(price, table.squared.clamp_max(1), table.row, reduction)
+    gap = gap._replace(log_variance=log_variance if shared is None else log_variance - shared, scale=scale)
     if reduction == "none":
-        return ops.distance(gap, table, run.backend) - back
-    return run.mean(mean_gap(gap, table, run) - back, len(gap.z0))
+        return ops.distance(gap, table, run.backend) + price
+    return run.mean(mean_gap(gap, table, run) + price, len(gap.z0))
 
 
 def _pooled(x: Tensor, weight: Tensor, row: Tensor | None, reduction: Reduction) -> Tensor:

@@ -35,7 +35,7 @@ class Gap(NamedTuple):
     """How far the views of each pair lie apart in each dimension, (N, D).
 
     ``(z0 - z1)^2``, and with a log-variance (N, D) and its scale (1, D), a constant,
-    ``scale ((z0 - z1)^2 exp(-log_variance) + log_variance)``.
+    ``scale (z0 - z1)^2 exp(-log_variance)``.
     """
 
     z0: Tensor

@@ -178,9 +178,8 @@ def _values(gap: Gap, tile: _Tile) -> Tensor:
     square = F.mse_loss(_take(gap.z0, tile), _take(gap.z1, tile), reduction="none")  # one pass over memory, not two
     if gap.log_variance is None or gap.scale is None:
         return square
-    price = _take(gap.log_variance, tile)
-    certainty = _certainty(price)
-    return square.mul_(certainty).mul_(certainty).add_(price).mul_(gap.scale[:, tile.dims])
+    certainty = _certainty(_take(gap.log_variance, tile))
+    return square.mul_(certainty).mul_(certainty).mul_(gap.scale[:, tile.dims])
 
 
 def _certainty(log_variance: Tensor) -> Tensor:
@@ -204,9 +203,9 @@ class _GapGradients(NamedTuple):
         if gap.log_variance is not None and gap.scale is not None and self.log_variance is not None:
             certainty = _certainty(_take(gap.log_variance, tile))
             slope = slope * gap.scale[:, tile.dims]
-            certain = 1 - F.mse_loss(x0, x1, reduction="none").mul_(certainty).mul_(certainty)
-            room = _room(self.log_variance, tile, certain.dtype)
-            _store(self.log_variance, torch.mul(slope, certain, out=room), tile)
+            doubt = F.mse_loss(x0, x1, reduction="none").mul_(certainty).mul_(certainty).neg_()
+            room = _room(self.log_variance, tile, doubt.dtype)
+            _store(self.log_variance, torch.mul(slope, doubt, out=room), tile)
             slope = slope * certainty
         g0, g1 = _room(self.z0, tile, x0.dtype), _room(self.z1, tile, x0.dtype)
         torch.ops.aten.mse_loss_backward(slope.expand_as(x0), x0, x1, 0, grad_input=g0)

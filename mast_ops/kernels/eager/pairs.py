@@ -33,7 +33,7 @@ def _values(gap: Gap) -> Tensor:
     (log_variance,) = widen(gap.log_variance)
     # By the deviation before it is squared: nothing over a tiny variance stays nothing, and so does its gradient.
     certainty = (-0.5 * log_variance).clamp_max(largest_exponent(log_variance.dtype)).exp()
-    return gap.scale * (((z0 - z1) * certainty).square() + log_variance)
+    return gap.scale * ((z0 - z1) * certainty).square()
 
 
 def _pool(x: Tensor, table: Table) -> Tensor:

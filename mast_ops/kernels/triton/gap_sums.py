@@ -31,7 +31,7 @@ def _gap_sums(
         if log_variance is not None:
             v = read(log_variance, samples, dims, v_n, v_d, inside)
             gap *= certainty_of(v)  # before the square: nothing over a tiny variance stays nothing
-            gap = tl.load(scale + dims, mask=dims < D, other=0)[None, :] * (gap * gap + v)
+            gap = tl.load(scale + dims, mask=dims < D, other=0)[None, :] * gap * gap
         else:
             gap = gap * gap
         if row is None:
@@ -65,7 +65,7 @@ def _gap_sums_backward(
         slope *= tl.load(scale + dims, mask=dims < D, other=0)[None, :]
         certainty = certainty_of(v)
         gap *= certainty  # before the square, as in the forward pass
-        tl.store(g_log_variance + place, slope * (1 - gap * gap), mask=inside)
+        tl.store(g_log_variance + place, -slope * gap * gap, mask=inside)
         gap *= certainty
     tl.store(g_z0 + place, 2 * slope * gap, mask=inside)
     tl.store(g_z1 + place, -2 * slope * gap, mask=inside)
