@@ -105,7 +105,7 @@ def _distance(
         if log_variance is not None:
             v = read(log_variance, samples, dims, v_n, v_d, inside)
             gap *= certainty_of(v)  # before the square: nothing over a tiny variance stays nothing
-            gap = tl.load(scale + dims, mask=dims < D, other=0)[None, :] * gap * gap
+            gap = tl.load(scale + dims, mask=dims < D, other=0)[None, :] * (gap * gap)
         else:
             gap = gap * gap
         x = read_masks(masks, own, dims, R, D)
@@ -209,9 +209,9 @@ def _distance_backward(
             unit = tl.load(scale + dims, mask=dims < D, other=0)[None, :]
             certainty = certainty_of(v)
             gap *= certainty  # before the square, as in the forward pass
-            tl.store(g_log_variance + place, -unit * weight * gap * gap, mask=inside)
+            tl.store(g_log_variance + place, unit * weight * (-gap * gap), mask=inside)
             slope = 2 * (unit * weight * gap) * certainty
-            pooled = unit * gap * gap
+            pooled = unit * (gap * gap)
         total = product(tl.trans(table), pooled, total, PRECISION)
         tl.store(g_z0 + place, slope, mask=inside)
         tl.store(g_z1 + place, -slope, mask=inside)
