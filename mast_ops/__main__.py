@@ -25,12 +25,22 @@ def main(argv: list[str] | None = None) -> int:
         if sys.stdout is not None:
             sys.stdout.flush()  # here, where an error can be said
     except BrokenPipeError:  # who reads it has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains once more at its end
+        _drop_what_is_left()
         return 1
     except (ImportError, MemoryError, OSError, RuntimeError, TypeError, ValueError) as error:
         _print(f"error: {inspection.printable(str(error) or type(error).__name__)}", sys.stderr)
+        _drop_what_is_left()
         return 2
     return 0
+
+
+def _drop_what_is_left() -> None:
+    """What the output could not take would make Python complain once more at its end."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -535,7 +535,8 @@ def test_names_in_a_picture_have_room_and_are_told_apart(tmp_path, capsys):
 def test_an_output_that_takes_nothing_leaves_no_traceback(output, status, words, tmp_path):
     path = saved(stating(), tmp_path)
     command = f'set -o pipefail; {sys.executable} -m mast_ops inspect "{path}" {output}'
-    done = subprocess.run(["bash", "-c", command], stderr=subprocess.PIPE, text=True)
+    buffered = {**os.environ, "PYTHONUNBUFFERED": ""}  # as it is for most, so that Python's last words are seen too
+    done = subprocess.run(["bash", "-c", command], stderr=subprocess.PIPE, text=True, env=buffered)
     assert done.returncode in (status, 0 if output == "| true" else status)  # the pipe may close late
     assert done.stderr.startswith(words)
     assert len(done.stderr.splitlines()) == bool(words)

@@ -290,8 +290,7 @@ class SubspaceLoss(Checked, ABC):
 
     def _numbers(self) -> dict[str, Tensor]:
         """What ranks must have alike, and may change from call to call: weights, temperatures, what the loss learns."""
-        given = vars(self)
-        dials = {name: given[f"_{name}"] for name in self._dials if f"_{name}" in given}
+        dials = {name: getattr(self, f"_{name}") for name in self._dials if hasattr(self, f"_{name}")}
         return dials | {name: x for name, x in self._parameters.items() if x is not None}
 
 
