@@ -131,7 +131,7 @@ def _tuned() -> dict[str, Method]:
 
     For seeds that are not in the table.
     """
-    rates, rate = _grid(lr=(0.5, 2.0, 4.0)), (0.5, 2.0)
+    rates = _grid(lr=(0.5, 2.0, 4.0))
     told = [
         *_grid(augself=(0.5, 1.0, 2.0, 10.0)),
         *_grid(augself=(1.0, 2.0), lr=(2.0,)),
@@ -180,7 +180,7 @@ def _tuned() -> dict[str, Method]:
         "simclr/composed": [
             *rates,
             *warmth,
-            *_grid(temperature=(0.1,), lr=rate),
+            *_grid(temperature=(0.1,), lr=(0.5, 2.0)),
             *_grid(temperature=(0.5,), lr=(2.0,)),
         ],
         "simclr/augself": [*rates, *told, *warmth, *_grid(augself=(1.0,), lr=(8.0, 16.0))],

@@ -16,8 +16,6 @@ _LONGEST = 1 << 20  # bytes
 _DTYPES = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.bool)  # beside those of floats
 _DIGITS = 400  # of a whole number
 _PIECE = 1 << 10  # names of any usual length give one size: a loader that compares sizes must not speak before we do
-
-
 _ROUNDING = 1e-3  # of an average of equal bytes in float32; averages of unlike heads are further from whole numbers
 
 

@@ -1,8 +1,7 @@
 """The head: any projector, K masks over its output, and optionally a predictor of uncertainty."""
 
 import copy
-import numbers
-from collections.abc import Callable, Iterable, Sequence, Set
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, NoReturn, Self
 
 import torch
@@ -14,16 +13,15 @@ from mast_ops._checks import (
     check_embedding,
     check_is,
     check_masks,
-    check_names,
     check_values,
     is_traced,
-    listed,
     refuse_script,
     shown,
     traced_quietly,
 )
 from mast_ops._untrained import check_averaged, look_after_backward, watch
 from mast_ops.head._identity import Identity
+from mast_ops.head._names import index_of, indices_of, subspace_names
 from mast_ops.head._predictor import Predictor
 from mast_ops.head._widths import infer_width
 from mast_ops.kinds import check_kinds, refilled
@@ -118,7 +116,7 @@ class MaskedSubspaceHead(nn.Module):
             if kinds is not None:
                 raise ValueError("kinds: got a table beside views, which have their own; pass one or the other")
             kinds, subspaces = subspaces.kinds, subspaces.augmentations
-        self.subspaces = _subspace_names(subspaces)
+        self.subspaces = subspace_names(subspaces)
         if uncertainty is not None:
             check_choice("uncertainty", uncertainty, GRANULARITIES)
         if kinds is not None:
@@ -229,18 +227,7 @@ class MaskedSubspaceHead(nn.Module):
             ValueError: There is no such subspace.
             TypeError: ``subspace`` is neither a name nor a whole number.
         """
-        return self._index("subspace", subspace)
-
-    def _index(self, argument: str, subspace: str | int) -> int:
-        names = self.subspaces
-        wanted = f"wanted one of {', '.join(map(repr, names))} or 0 to {len(names) - 1}"
-        if isinstance(subspace, bool) or not isinstance(subspace, str | numbers.Integral):
-            raise TypeError(f"{argument}: got {shown(subspace)}, {wanted}")
-        if isinstance(subspace, str) and subspace in names:
-            return names.index(subspace)
-        if not isinstance(subspace, str) and 0 <= subspace < len(names):
-            return int(subspace)
-        raise ValueError(f"{argument}: got {subspace!r}, {wanted}")
+        return index_of("subspace", subspace, self.subspaces)
 
     def features(
         self,
@@ -288,7 +275,8 @@ class MaskedSubspaceHead(nn.Module):
             check_masks(masks)
             if masks.shape[0] != len(self.subspaces):
                 raise ValueError(f"masks: got {len(masks)} rows, wanted {len(self.subspaces)}, one for each subspace")
-        rows = {"keeping": self._indices("keeping", keeping), "free_of": self._indices("free_of", free_of)}
+        given = {"keeping": keeping, "free_of": free_of}
+        rows = {argument: indices_of(argument, names, self.subspaces) for argument, names in given.items()}
         named = [row for indices in rows.values() for row in indices]
         if not named:
             raise ValueError("keeping, free_of: got no subspace, wanted one at least")
@@ -301,14 +289,6 @@ class MaskedSubspaceHead(nn.Module):
             largest = masks[row].amax().clamp(min=torch.finfo(masks.dtype).tiny)
             weight = weight * (1 - masks[row] / largest)
         return weight
-
-    def _indices(self, argument: str, names: str | int | Sequence[str | int]) -> list[int]:
-        if isinstance(names, str | numbers.Integral):
-            return [self._index(argument, names)]  # a NumPy number too
-        entries = list(names) if isinstance(names, Set) else listed(names)  # in any order: weights are multiplied
-        if entries is None:
-            raise TypeError(f"{argument}: got {shown(names)}, wanted a name of a subspace, or a list of them")
-        return sorted(self._index(argument, name) for name in entries)
 
     def with_subspaces(
         self, subspaces: Sequence[str], *, new: Sequence[str] = (), kinds: Tensor | None = None
@@ -337,7 +317,7 @@ class MaskedSubspaceHead(nn.Module):
             >>> head.with_subspaces(["crop", "noise"], new=["noise"]).subspaces
             ('crop', 'noise')
         """
-        names = _subspace_names(subspaces)
+        names = subspace_names(subspaces)
         if isinstance(new, str) or not isinstance(new, Iterable):
             raise TypeError(f"new: got {shown(new)}, wanted a list of names")
         new = list(new)
@@ -345,7 +325,7 @@ class MaskedSubspaceHead(nn.Module):
             if name in self.subspaces or name not in names:
                 wanted = "a name that the head does not have" if name in self.subspaces else "one of subspaces"
                 raise ValueError(f"new: got {name!r}, wanted {wanted}")
-        rows = [None if name in new else self._index("subspaces", name) for name in names]
+        rows = [None if name in new else index_of("subspaces", name, self.subspaces) for name in names]
         if kinds is not None:
             check_kinds(kinds, len(names))
             check_values("kinds", kinds)
@@ -382,14 +362,6 @@ class MaskedSubspaceHead(nn.Module):
 
     def extra_repr(self) -> str:
         return f"subspaces={self.subspaces}"
-
-
-def _subspace_names(subspaces: int | Sequence[str]) -> tuple[str, ...]:
-    if isinstance(subspaces, Iterable):
-        return check_names("subspaces", subspaces)
-    if not isinstance(subspaces, numbers.Integral):
-        raise TypeError(f"subspaces: got {shown(subspaces)}, wanted FactorizedViews, names, or a whole number >= 1")
-    return tuple(str(k) for k in range(check_count("subspaces", subspaces)))
 
 
 def _width(end: Literal["input", "output"], given: int | None, projector: nn.Module) -> int:

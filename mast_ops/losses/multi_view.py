@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from mast_ops import ops
 from mast_ops._checks import check_flag, check_is, check_named, listed
 from mast_ops.kinds import refilled
-from mast_ops.losses._base import Observer, SubspaceLoss, observer_of, pairs_of
+from mast_ops.losses._base import SubspaceLoss
+from mast_ops.losses._views import Observer, observer_of, pairs_of
 from mast_ops.output import View
 from mast_ops.views import FactorizedViews
 

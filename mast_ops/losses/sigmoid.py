@@ -8,7 +8,8 @@ from typing_extensions import override
 from mast_ops import ops
 from mast_ops._checks import check_named, check_number, check_positive
 from mast_ops.functional.sigmoid import sigmoid
-from mast_ops.losses._base import SubspaceLoss, Terms, observer_of, pairs_of
+from mast_ops.losses._base import SubspaceLoss, Terms
+from mast_ops.losses._views import observer_of, pairs_of
 from mast_ops.ops import Backend
 from mast_ops.output import View
 from mast_ops.pairs import Pairs

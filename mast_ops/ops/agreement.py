@@ -123,8 +123,13 @@ def _run(z: Tensor, masks: Tensor, kinds: Tensor | None, numbers: list[Tensor], 
 
 def _sum(x: Tensor) -> Tensor:
     """Each weighed otherwise: masks of one coverage, and kinds of as many augmentations, have one plain sum."""
-    place = torch.arange(x.numel(), dtype=torch.float64, device=x.device)
-    return x.double().flatten() @ (1.5 + torch.cos(place * place))
+    return x.double().flatten() @ _weights_of_places(x.numel(), x.device)
+
+
+@functools.lru_cache(maxsize=16)  # each call asks for those of the masks and of the kinds
+def _weights_of_places(count: int, device: torch.device) -> Tensor:
+    place = torch.arange(count, dtype=torch.float64, device=device)
+    return 1.5 + torch.cos(place * place)
 
 
 def _gather(own: Tensor) -> Tensor:
