@@ -19,6 +19,8 @@ class Method:
     base: Literal["vicreg", "simclr", "byol", "supervised", "random"]
     pairs: Literal["all", "single", "mixed", "all but one"] = "all"
     """Of `FactorizedViews`; or LooC's: one view, and for each space another that differs from it as the space wants."""
+    share: float = 0.5
+    """Of pairs that differ in all augmentations; with "mixed" alone."""
     shared: tuple[str, ...] = ()
     """Augmentations in which no pair differs; with "all" alone."""
     masks: str | None = None
@@ -111,6 +113,7 @@ RELATION: dict[str, Method] = {
 
 
 _SETTINGS = {
+    "share": "{:.0%} composed",
     "momentum": "momentum {}",
     "sensitivity": "sensitivity {:g}",
     "coverage": "coverage {}",
@@ -187,6 +190,9 @@ def _tuned() -> dict[str, Method]:
             *_grid(lr=(8.0,)),
             *_grid(sensitivity=(20.0,), nu_param=(0.25,), lr=(2.0, 4.0)),
             *_grid(coverage=(0.97,), nu_param=(0.25,), lr=(2.0, 4.0)),
+            *_grid(share=(0.8,), lr=(2.0,)),
+            *_grid(share=(0.8,), sensitivity=(20.0,)),
+            *_grid(share=(0.8,), sensitivity=(3.0, 10.0), lambda_param=(10.0,), nu_param=(0.25, 1.0), lr=(4.0,)),
         ],
         "simclr/composed": [
             *rates,
@@ -214,6 +220,10 @@ def _tuned() -> dict[str, Method]:
             *warmth,
             *_grid(sensitivity=(1.0, 2.0)),
             *_grid(sensitivity=(2.0,), lr=(4.0,)),
+            *_grid(share=(0.8, 0.95), lr=(2.0,)),
+            *_grid(share=(0.8,), sensitivity=(0.5, 1.0, 2.0, 3.0), lr=(4.0,)),
+            *_grid(share=(0.7,), sensitivity=(1.0,), lr=(4.0,)),
+            *_grid(share=(0.8,), sensitivity=(1.0,), lr=(8.0,)),
         ],
         "byol/composed": [
             *rates,
@@ -261,7 +271,11 @@ def make_views(method: Method, scenes: Scenes, generator: torch.Generator) -> Fa
         pairs = torch.tensor([[name not in method.shared for name in calls]])
     elif method.pairs == "all but one":
         pairs = "all"
-    return FactorizedViews(calls, pairs=pairs, batched=True, generator=generator)
+    weights = None
+    if method.share != 0.5:
+        assert pairs == "mixed"
+        weights = [*[(1 - method.share) / len(calls)] * len(calls), method.share]
+    return FactorizedViews(calls, pairs=pairs, weights=weights, batched=True, generator=generator)
 
 
 def canonical(suite: str, name: str) -> tuple[str, str]:
