@@ -31,6 +31,8 @@ PAGES = {  # and the parts of each
     "benchmarks/README.md": (*DEVICES, "views"),
     "benchmarks/distributed/README.md": ("distributed",),
     "benchmarks/evidence/README.md": (
+        "answer",
+        "tuned",
         "evidence",
         "differences",
         "claims",
@@ -38,7 +40,6 @@ PAGES = {  # and the parts of each
         "longer",
         "emoji",
         "tuning",
-        "tuned",
         "relations",
         "difficulty",
         "ablations",
@@ -48,13 +49,14 @@ PAGES = {  # and the parts of each
 }
 TABLES = {  # of one file of the evidence each, under its caption
     "evidence": ("results", report.short),
-    "longer": ("longer", report.brief),
+    "longer": ("longer", claims.longer),
     "emoji": ("emoji", report.brief),
     "tuning": ("tuning", claims.tuning),
     "tuned": ("tuned", claims.tuned),
 }
 CLAIMS = {  # and sentences and tables without one, of these files
     "result": ("results", "tuned"),
+    "answer": ("tuned", "results"),
     "differences": ("results",),
     "claims": ("results",),
     "looc": ("results", "tuned", "longer"),

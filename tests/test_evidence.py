@@ -125,6 +125,12 @@ def test_pairs_differ_in_what_their_method_says(scenes, name):
     assert differs[:, :blur].any(0).all()
 
 
+def test_the_share_of_composed_pairs_is_a_setting(scenes):
+    views = make_views(SUITES["tuning"]["simclr/mast, 80% composed, learning rate x 2.0"], scenes, generator())
+    kind = views(layers(scenes, torch.arange(40).repeat(7))).kind
+    assert abs(views.kinds[kind].all(1).float().mean() - 0.8) < 1 / 280
+
+
 def test_every_image_trains_every_space_of_looc_beside_a_view_that_shares_its_augmentation(scenes):
     method, index = METHODS["vicreg/looc"], torch.arange(40)
     projector = make_projector(method)

@@ -19,6 +19,8 @@ class Method:
     base: Literal["vicreg", "simclr", "byol", "supervised", "random"]
     pairs: Literal["all", "single", "mixed", "all but one"] = "all"
     """Of `FactorizedViews`; or LooC's: one view, and for each space another that differs from it as the space wants."""
+    share: float = 0.5
+    """Of pairs that differ in all augmentations; with "mixed" alone."""
     shared: tuple[str, ...] = ()
     """Augmentations in which no pair differs; with "all" alone."""
     masks: str | None = None
@@ -111,6 +113,7 @@ RELATION: dict[str, Method] = {
 
 
 _SETTINGS = {
+    "share": "{:.0%} composed",
     "momentum": "momentum {}",
     "sensitivity": "sensitivity {:g}",
     "coverage": "coverage {}",
@@ -145,7 +148,10 @@ def _tuned() -> dict[str, Method]:
             *rates,
             *_grid(lambda_param=(5.0, 7.0, 10.0, 15.0, 50.0)),
             *_grid(lambda_param=(10.0,), lr=(0.5, 2.0, 4.0)),
-            *_grid(lambda_param=(10.0,), nu_param=(0.25, 4.0)),
+            *_grid(lambda_param=(10.0,), nu_param=(0.1, 0.25, 0.5, 4.0)),
+            *_grid(lambda_param=(5.0, 7.0, 15.0), nu_param=(0.25,)),
+            *_grid(lambda_param=(10.0,), nu_param=(0.25,), lr=(0.5, 2.0, 4.0)),
+            *_grid(lambda_param=(7.0,), nu_param=(0.25,), lr=(2.0,)),
         ],
         "vicreg/augself": [
             *rates,
@@ -155,12 +161,20 @@ def _tuned() -> dict[str, Method]:
             *_grid(augself=(2.0, 5.0), lr=(4.0,), nu_param=(0.25,)),
             *_grid(augself=(2.0,), lr=(4.0,)),
             *_grid(lr=(8.0, 16.0)),
+            *_grid(augself=(1.0, 2.0, 10.0), lr=(8.0,)),
+            *_grid(augself=(10.0,), lr=(16.0,)),
+            *_grid(lambda_param=(10.0, 15.0, 50.0), lr=(8.0,)),
+            *_grid(lambda_param=(10.0,), lr=(16.0,)),
+            *_grid(nu_param=(0.25,), lr=(8.0,)),
+            *_grid(lambda_param=(10.0,), nu_param=(0.25,), lr=(8.0,)),
+            *_grid(augself=(2.0,), lambda_param=(10.0,), nu_param=(0.25,), lr=(8.0,)),
         ],
         "vicreg/looc": [
             *rates,
-            *_grid(lambda_param=(7.0, 10.0, 15.0, 50.0)),
-            *_grid(lambda_param=(10.0,), lr=(2.0,)),
-            *_grid(lambda_param=(10.0,), nu_param=(0.25,)),
+            *_grid(lambda_param=(5.0, 7.0, 10.0, 15.0, 50.0)),
+            *_grid(lambda_param=(10.0,), lr=(0.5, 2.0)),
+            *_grid(lambda_param=(10.0,), nu_param=(0.1, 0.25, 0.5)),
+            *_grid(lambda_param=(7.0,), nu_param=(0.25,)),
         ],
         "vicreg/mast": [
             *rates,
@@ -176,25 +190,61 @@ def _tuned() -> dict[str, Method]:
             *_grid(lr=(8.0,)),
             *_grid(sensitivity=(20.0,), nu_param=(0.25,), lr=(2.0, 4.0)),
             *_grid(coverage=(0.97,), nu_param=(0.25,), lr=(2.0, 4.0)),
+            *_grid(share=(0.8,), lr=(2.0,)),
+            *_grid(share=(0.8,), sensitivity=(20.0,)),
+            *_grid(share=(0.8,), sensitivity=(3.0, 10.0), lambda_param=(10.0,), nu_param=(0.25, 1.0), lr=(4.0,)),
         ],
         "simclr/composed": [
             *rates,
             *warmth,
             *_grid(temperature=(0.1,), lr=(0.5, 2.0)),
             *_grid(temperature=(0.5,), lr=(2.0,)),
+            *_grid(lr=(0.25,)),
+            *_grid(temperature=(0.05, 0.15, 0.3)),
+            *_grid(temperature=(0.1,), lr=(0.25, 4.0)),
         ],
-        "simclr/augself": [*rates, *told, *warmth, *_grid(augself=(1.0,), lr=(8.0, 16.0))],
-        "simclr/looc": [*_grid(lr=(2.0,)), *warmth],
+        "simclr/augself": [
+            *rates,
+            *told,
+            *warmth,
+            *_grid(augself=(1.0,), lr=(8.0, 16.0)),
+            *_grid(augself=(0.5,), lr=(4.0, 8.0, 16.0)),
+            *_grid(augself=(2.0, 5.0), lr=(8.0,)),
+            *_grid(augself=(1.0,), temperature=(0.1, 0.5), lr=(8.0,)),
+            *_grid(augself=(1.0,), temperature=(0.1,), lr=(4.0,)),
+        ],
+        "simclr/looc": [*rates, *warmth, *_grid(temperature=(0.1,), lr=(2.0,))],
         "simclr/mast": [
             *rates,
             *_grid(lr=(8.0,)),
             *warmth,
             *_grid(sensitivity=(1.0, 2.0)),
             *_grid(sensitivity=(2.0,), lr=(4.0,)),
+            *_grid(share=(0.8, 0.95), lr=(2.0,)),
+            *_grid(share=(0.8,), sensitivity=(0.5, 1.0, 2.0, 3.0), lr=(4.0,)),
+            *_grid(share=(0.7,), sensitivity=(1.0,), lr=(4.0,)),
+            *_grid(share=(0.8,), sensitivity=(1.0,), lr=(8.0,)),
         ],
-        "byol/composed": [*rates, *momenta, *_grid(momentum=(0.95,), lr=(0.5,))],
-        "byol/augself": [*rates, *told, *momenta, *_grid(lr=(8.0,))],
-        "byol/mast": [*rates, *momenta],
+        "byol/composed": [
+            *rates,
+            *momenta,
+            *_grid(momentum=(0.95,), lr=(0.25, 0.5, 2.0)),
+            *_grid(lr=(0.25,)),
+            *_grid(momentum=(0.9,)),
+            *_grid(momentum=(0.9, 0.996), lr=(0.5,)),
+        ],
+        "byol/augself": [
+            *rates,
+            *told,
+            *momenta,
+            *_grid(lr=(8.0, 16.0)),
+            *_grid(augself=(1.0, 2.0, 10.0), lr=(8.0,)),
+            *_grid(augself=(2.0,), lr=(4.0,)),
+            *_grid(momentum=(0.95,), lr=(4.0, 8.0)),
+            *_grid(momentum=(0.9, 0.996), lr=(8.0,)),
+        ],
+        "byol/looc": [*rates, *momenta],
+        "byol/mast": [*rates, *momenta, *_grid(momentum=(0.9,)), *_grid(momentum=(0.95,), lr=(2.0,))],
     }
     tuned = dict[str, Method]()
     for name, each in changes.items():
@@ -221,7 +271,11 @@ def make_views(method: Method, scenes: Scenes, generator: torch.Generator) -> Fa
         pairs = torch.tensor([[name not in method.shared for name in calls]])
     elif method.pairs == "all but one":
         pairs = "all"
-    return FactorizedViews(calls, pairs=pairs, batched=True, generator=generator)
+    weights = None
+    if method.share != 0.5:
+        assert pairs == "mixed"
+        weights = [*[(1 - method.share) / len(calls)] * len(calls), method.share]
+    return FactorizedViews(calls, pairs=pairs, weights=weights, batched=True, generator=generator)
 
 
 def canonical(suite: str, name: str) -> tuple[str, str]:
