@@ -10,8 +10,12 @@ single invariance serves them all. Prints one table, and writes figures and a JS
 
 import argparse
 import json
+import os
 import time
 from pathlib import Path
+
+# Images and probes are small: more threads gain little, and beside other work they wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch and NumPy read it
 
 import matplotlib
 

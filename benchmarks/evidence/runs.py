@@ -4,12 +4,11 @@ import functools
 import hashlib
 import json
 import multiprocessing
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
-
-import torch
 
 from benchmarks.evidence import data
 from benchmarks.evidence.evaluate import Renderings, evaluate, subspaces, uncertainty
@@ -58,7 +57,8 @@ def _each(runs: list[Run], jobs: int) -> Iterator[tuple[Run, dict[str, Any]]]:
     if jobs == 1 or not runs:
         yield from map(_work, runs)
         return
-    with multiprocessing.get_context("spawn").Pool(jobs, torch.set_num_threads, (1,)) as pool:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # of workers, NumPy's threads too: beside each other they wait
+    with multiprocessing.get_context("spawn").Pool(jobs) as pool:
         yield from pool.imap_unordered(_work, runs)
 
 
