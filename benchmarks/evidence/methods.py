@@ -192,7 +192,8 @@ def _tuned() -> dict[str, Method]:
             *_grid(coverage=(0.97,), nu_param=(0.25,), lr=(2.0, 4.0)),
             *_grid(share=(0.8,), lr=(2.0,)),
             *_grid(share=(0.8,), sensitivity=(20.0,)),
-            *_grid(share=(0.8,), sensitivity=(3.0, 10.0), lambda_param=(10.0,), nu_param=(0.25, 1.0), lr=(4.0,)),
+            *_grid(share=(0.65, 0.8), lambda_param=(10.0,), nu_param=(0.25,), lr=(4.0,)),
+            *_grid(share=(0.8,), sensitivity=(3.0,), lambda_param=(10.0,), nu_param=(0.25,), lr=(4.0,)),
         ],
         "simclr/composed": [
             *rates,
@@ -223,7 +224,6 @@ def _tuned() -> dict[str, Method]:
             *_grid(share=(0.8, 0.95), lr=(2.0,)),
             *_grid(share=(0.8,), sensitivity=(0.5, 1.0, 2.0, 3.0), lr=(4.0,)),
             *_grid(share=(0.7,), sensitivity=(1.0,), lr=(4.0,)),
-            *_grid(share=(0.8,), sensitivity=(1.0,), lr=(8.0,)),
         ],
         "byol/composed": [
             *rates,
